@@ -1,0 +1,176 @@
+"""From a TOML file, its presets and the overrides of the command line to a checked `Recipe`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from motet.base.errors import UserError
+from motet.base.recipe import Recipe, nearest
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a recipe. `overrides` are `a.b=value` with a TOML value (a bare word is a string).
+
+    Raises UserError naming the key's path, what was given and the nearest name.
+    """
+    return check(merged(path, overrides or []), str(path))
+
+
+def check(tree: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise UserError(f"{origin}: {len(lines)} problem(s) in the recipe\n" + "\n".join(lines)) from None
+
+
+def merged(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The tree of plain values: presets under the recipe, `[defaults.KIND]` under every stage of that kind."""
+    tree = _with_parents(path, ())
+    tree.pop("extends", None)
+    for text in overrides:
+        _override(tree, text)
+    defaults = tree.pop("defaults", {})
+    stages = tree.get("stage", {})
+    kinds = {s.get("kind") for s in stages.values() if isinstance(s, dict)}
+    for kind in set(defaults) - {"sft", "synthesize", "filter", "rl", "evaluate"}:
+        raise UserError(f"{path}: [defaults.{kind}] names no kind of stage: sft, synthesize, filter, rl, evaluate")
+    for name, stage in stages.items():
+        if isinstance(stage, dict) and stage.get("kind") in kinds & set(defaults):
+            stages[name] = _merge(defaults[stage["kind"]], stage)
+    return tree
+
+
+def _with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Give the path of a recipe (TOML).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    parents = tree.get("extends", [])
+    under: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        under = _merge(under, _with_parents(_find(parent, path), (*seen, path.resolve())))
+    return _merge(under, tree)
+
+
+def _find(parent: str, child: Path) -> Path:
+    if parent.endswith(".toml"):
+        return child.parent / parent
+    preset = PRESETS / f"{parent}.toml"
+    if not preset.exists():
+        names = sorted(p.stem for p in PRESETS.glob("*.toml"))
+        raise UserError(f"{child}: extends = {parent!r}: no such preset; {nearest(parent, names)}or give a .toml path")
+    return preset
+
+
+def _merge(under: Any, over: Any) -> Any:
+    if isinstance(under, dict) and isinstance(over, dict):
+        return {key: _merge(under.get(key), over[key]) if key in over else under[key] for key in {**under, **over}}
+    return over
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {text!r}: write it as a.b=value")
+    node = tree
+    *parents, last = [part.strip() for part in key.split(".")]
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override {text!r}: {part!r} is a value, not a table")
+    try:
+        node[last] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        node[last] = value.strip()
+
+
+def _explain(item: Any) -> str:
+    location = list(item["loc"])
+    if len(location) > 2 and location[0] == "stage":
+        del location[2]  # pydantic names the kind of stage that it chose; the user's file has no such level
+    place = ".".join(map(str, location))
+    if item["type"] == "extra_forbidden":
+        parent = _model_at(Recipe, item["loc"][:-1])
+        known = list(parent.model_fields) if parent else []
+        return f"  {place}: unknown key; {nearest(str(item['loc'][-1]), known)}".rstrip("; ")
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("missing", "value_error", "union_tag_not_found"):
+        return f"  {place}: {message}" if place else f"  {message}"
+    return f"  {place}: {message}, got {json.dumps(item.get('input'), default=str)[:80]}"
+
+
+def _model_at(annotation: Any, location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model class at the end of an error's path: through fields, list positions, table names and kinds of stage."""
+    models = list(_models(annotation))
+    if not location:
+        return models[0] if len(models) == 1 else None
+    part, rest = location[0], location[1:]
+    if get_origin(annotation) in (dict, tuple):
+        return _model_at(get_args(annotation)[1 if get_origin(annotation) is dict else 0], rest)
+    by_kind = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+    if len(models) > 1 and by_kind:
+        return _model_at(by_kind[0], rest)
+    found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+    return _model_at(found[0], rest) if found else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for argument in get_args(annotation):
+            yield from _models(argument)
+
+
+def describe(key: str) -> str:
+    """What `motet explain KEY` prints: a dotted key, e.g. "stage.rl.algorithm.clip_high" or "clip_high".
+
+    Raises UserError with the nearest key for an unknown one.
+    """
+    table = dict(_walk(Recipe, ""))
+    matches = [k for k in table if k == key or k.endswith("." + key) or k.startswith(key + ".")]
+    if not matches:
+        leaves = sorted({k for k in table} | {k.rsplit(".", 1)[-1] for k in table})
+        raise UserError(f"no key {key!r}; {nearest(key, leaves)}`motet explain stage` lists all keys of all stages")
+    return "\n".join(table[k] for k in matches)
+
+
+def _walk(model: type[BaseModel], prefix: str) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        nested = _nested(field.annotation)
+        if nested:
+            default = ""
+        rows.append((path, f"{path}  {default}".rstrip() + f"\n    {field.description or ''}"))
+        for tag, inner in nested:
+            rows += _walk(inner, f"{path}.{tag}." if tag else f"{path}.")
+    return rows
+
+
+def _nested(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [("", annotation)]
+    found: list[tuple[str, type[BaseModel]]] = []
+    for argument in get_args(annotation):
+        for tag, inner in _nested(argument):
+            kind = inner.model_fields.get("kind")
+            choices = get_args(kind.annotation) if kind is not None else ()
+            found.append((choices[0] if len(choices) == 1 else tag, inner))
+    if get_origin(annotation) is dict and not any(tag for tag, _ in found):
+        found = [("NAME", inner) for _, inner in found]
+    return found

@@ -1,0 +1,483 @@
+"""The recipe: what every key means, its type, its default. `motet explain KEY` prints the docstrings of this file.
+
+A recipe is TOML. `stages` names the order; `[stage.NAME]` says what each does; `[problems.NAME]` names problem sets::
+
+    extends = "stable"
+    name = "quickstart"
+    stages = ["base", "sft-1", "rl"]
+    [problems.addition]
+    task = "addition"
+    [stage.base]
+    kind = "evaluate"
+    [stage.sft-1]
+    kind = "sft"
+    data = [{ problems = "addition" }]
+
+Defaults marked (ours) are not given by arXiv 2512.11463; see `presets/paper.toml` for what it says.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TinyModel(Part):
+    """A small Llama with random weights, for runs that take minutes on a CPU."""
+
+    hidden: PositiveInt = 96
+    """Width of the residual stream."""
+    layers: PositiveInt = 3
+    """Number of transformer blocks."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide `hidden`."""
+    mlp: PositiveInt = 256
+    """Width of the gated feed-forward layer."""
+    context: PositiveInt = 1024
+    """Largest number of positions."""
+
+
+class Model(Part):
+    path: str | None = None
+    """A Hugging Face folder or hub id. Leave it out to start from a `tiny` model with random weights."""
+    tiny: TinyModel | None = None
+    """Shape of a randomly initialised model; its tokenizer has one token a character, and one for each frequent word."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the computation; the head, the loss and the optimizer state are float32 always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPU when torch sees one."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if (self.path is None) == (self.tiny is None):
+            raise ValueError("give exactly one of path (a checkpoint) and tiny (a random model)")
+        return self
+
+
+class Chat(Part):
+    think: Literal["required", "off"] = "required"
+    """"required": a completion is <think>reasoning</think> answer, and anything else is malformed. "off": no think tags."""
+    open_think: bool = False
+    """The prompt already ends with the opening think tag, and only the closing one is generated."""
+    template: str | None = None
+    """A jinja file that replaces the tokenizer's own chat template."""
+    system: str | None = None
+    """A system message put before every problem that has none."""
+
+
+class Engine(Part):
+    kind: Literal["transformers", "endpoint", "scripted"] = "transformers"
+    """"transformers" samples in this process; "endpoint" asks an OpenAI-compatible server; "scripted" replays a file."""
+    batch_size: PositiveInt = 128
+    """How many completions are decoded side by side (transformers), or asked for at once (endpoint)."""
+    url: str | None = None
+    """Base URL of the endpoint, up to and including /v1."""
+    model: str | None = None
+    """Name of the model at the endpoint; a folder or hub id for a local teacher."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key; an unset variable means no key."""
+    script: str | None = None
+    """JSON Lines file of the scripted engine: rows with `prompt` (the last user turn) and `replies`."""
+    timeout_seconds: PositiveFloat = 600.0
+    """Longest wait for one reply of an endpoint."""
+    retries: int = Field(default=5, ge=0)
+    """How often a failed request is repeated, with exponential back-off."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Engine:
+        if self.kind == "endpoint" and not (self.url and self.model):
+            raise ValueError('an "endpoint" engine needs url and model')
+        if self.kind == "scripted" and not self.script:
+            raise ValueError('a "scripted" engine needs script, a JSON Lines file of replies')
+        return self
+
+
+class Sampling(Part):
+    temperature: float = Field(default=1.0, ge=0.0)
+    """0 is greedy. In RL the learner's log-probabilities are taken at this temperature too."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Nucleus sampling, for teachers and evaluation; refused in RL, where it would bias the ratio."""
+    max_tokens: PositiveInt = 256
+    """Longest completion; one cut here has the verdict `truncated`."""
+
+
+class Verification(Part):
+    workers: PositiveInt = 2
+    """Worker processes that judge; each is killed and replaced when an item passes its deadline."""
+    deadline_seconds: PositiveFloat = 10.0
+    """Longest time for one verdict, the tests of a program included."""
+    sandbox: Literal["auto", "bubblewrap", "rlimits"] = "auto"
+    """How untrusted programs are kept in: "auto" takes bubblewrap where it works and warns where it does not."""
+    test_seconds: PositiveFloat = 4.0
+    """Longest time for one test of a program."""
+
+
+class Rewards(Part):
+    """What each verdict earns in RL. infra_error and invalid_problem earn nothing: they are masked."""
+
+    correct: float = 1.0
+    """Reward of a correct answer."""
+    incorrect: float = 0.0
+    """Reward of a wrong answer."""
+    no_answer: float = 0.0
+    """Reward of a text in which no answer was found."""
+    malformed: float = 0.0
+    """Reward of unparsable output: unbalanced think tags, several final answers, a hedge."""
+    too_complex: float = 0.0
+    """Reward of an answer that is too large to be checked."""
+    timeout: float = 0.0
+    """Reward of an answer whose check passed its deadline."""
+    truncated: float | None = None
+    """Reward of a completion cut at max_tokens; unset, it is out of the loss and of its group's statistics."""
+
+
+class ProblemSet(Part):
+    """Problems of one kind, split once into a training and a held-out side that share no problem."""
+
+    task: str | None = None
+    """A built-in set (`motet tasks` lists them), e.g. "addition", "reasoning_gym", "gsm_symbolic", "humaneval"."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the task."""
+    path: str | None = None
+    """A JSON Lines or Parquet file, a folder of them, or a Hugging Face hub id."""
+    split: str = "train"
+    """Split of a hub data set."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Maps our fields (prompt, messages, answer, tests, instructions, id, domain, split_key) to the file's columns."""
+    domain: str | None = None
+    """Domain of the problems; a task has one of its own."""
+    verifier: str | None = None
+    """"math" | "instruction" | "code" | "procedural", or path/to/file.py:function; a task has one of its own."""
+    count: PositiveInt | None = None
+    """How many problems to take; needed for generated sets, whose supply has no end."""
+    heldout: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the templates (of the problems, where there are none) that is kept for evaluation."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """A malformed row or a gold answer that its verifier rejects: stop, or drop the row, count it and go on."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ProblemSet:
+        if (self.task is None) == (self.path is None):
+            raise ValueError("give exactly one of task (a built-in set) and path (your own problems)")
+        return self
+
+
+class Mix(Part):
+    """One share of a mixture of problems."""
+
+    problems: str | None = None
+    """Name of a problem set; its training side is used."""
+    stage: str | None = None
+    """Name of a filter stage; the problems that it kept are used."""
+    domain: str | None = None
+    """Only the problems of this domain."""
+    weight: PositiveFloat = 1.0
+    """Relative share of the draws; with `stage` and no `domain`, the domains inside share it evenly."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Mix:
+        if (self.problems is None) == (self.stage is None):
+            raise ValueError("give exactly one of problems (a problem set) and stage (a filter stage)")
+        return self
+
+
+class SftSource(Part):
+    """One share of a mixture of training conversations."""
+
+    problems: str | None = None
+    """A problem set whose worked solutions are the conversations (training side only)."""
+    stage: str | None = None
+    """A synthesize stage whose verified traces are the conversations."""
+    path: str | None = None
+    """A JSON Lines or Parquet file (or folder, or hub id) with `messages`, or `prompt` and `completion`."""
+    split: str = "train"
+    """Split of a hub data set."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Maps our fields (messages, prompt, completion, reasoning) to the file's columns."""
+    weight: PositiveFloat = 1.0
+    """Relative share of the drawn conversations."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SftSource:
+        if [self.problems, self.stage, self.path].count(None) != 2:
+            raise ValueError("give exactly one of problems, stage and path")
+        return self
+
+
+class Optimizer(Part):
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up: constant, or a cosine down to `final_ratio`."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps of linear warm-up."""
+    final_ratio: Fraction = 0.1
+    """Last learning rate of the cosine, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class StageBase(Part):
+    init: str = "previous"
+    """Which weights the stage starts from: "previous" (the last stage that made some), "base", or a stage's name."""
+    evaluate: bool = True
+    """Run the evaluation on the weights that this stage made."""
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """AdamW and its schedule; used by sft and rl."""
+    micro_batch_tokens: PositiveInt = 16384
+    """Most packed tokens in one forward and backward pass; it changes memory and speed, never the gradients."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between checkpoints; a killed run redoes at most this many."""
+
+
+class SftStage(StageBase):
+    kind: Literal["sft"]
+    data: tuple[SftSource, ...] = Field(min_length=1)
+    """The mixture of this stage."""
+    context: PositiveInt = 16384
+    """Longest conversation in tokens (the recipe: 16K, then 32K, then 64K). A longer one is dropped and counted."""
+    steps: PositiveInt = 500
+    """Optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Conversations in one optimizer step."""
+
+
+class TraceRules(Part):
+    """Which verified traces become training data; each rule has its own count in the report."""
+
+    correct: bool = True
+    """The final answer passes the problem's verifier; otherwise the verdict's kind is the reason."""
+    min_reasoning_tokens: int = Field(default=1, ge=0)
+    """Shortest reasoning, in tokens of the student."""
+    max_tokens: PositiveInt | None = None
+    """Longest trace, prompt included; unset, the context of the SFT stage decides."""
+    max_repetition: Fraction = 0.5
+    """Largest share of repeated word 4-grams in the trace (ours)."""
+    deduplicate: bool = True
+    """Keep one of several equal traces of a problem (compared without case and spacing)."""
+    max_per_problem: PositiveInt = 4
+    """Most traces kept for one problem (ours)."""
+
+
+class SynthesizeStage(StageBase):
+    kind: Literal["synthesize"]
+    problems: tuple[Mix, ...] = Field(min_length=1)
+    """Which problems are put to the teacher."""
+    count: PositiveInt = 512
+    """How many problems."""
+    samples: PositiveInt = 4
+    """Traces asked for each problem."""
+    teacher: Engine | None = None
+    """Who writes the traces; unset, the model that this stage starts from (rejection sampling)."""
+    sampling: Sampling = Field(default_factory=Sampling)
+    """How the teacher samples."""
+    rules: TraceRules = Field(default_factory=TraceRules)
+    """What a trace must pass."""
+
+
+class Band(Part):
+    alpha: Fraction = 0.2
+    """Lowest pass rate that is kept. The paper gives no value; ours asks for one success in five."""
+    beta: Fraction = 0.8
+    """Highest pass rate that is kept (the paper: 0.8, and 0.4 for instruction following)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Band:
+        if self.alpha > self.beta:
+            raise ValueError(f"alpha ({self.alpha}) must not exceed beta ({self.beta})")
+        return self
+
+
+class FilterStage(StageBase):
+    kind: Literal["filter"]
+    problems: tuple[Mix, ...] = Field(min_length=1)
+    """Which problems are tried."""
+    count: PositiveInt = 500
+    """How many problems, all domains together."""
+    n: PositiveInt = 5
+    """Rollouts for each problem, by the model to be trained (the paper: 5)."""
+    band: Band = Field(default_factory=Band)
+    """Band of every domain that `bands` does not name."""
+    bands: dict[str, Band] = Field(default_factory=dict)
+    """Bands by domain."""
+    sampling: Sampling = Field(default_factory=Sampling)
+    """Should be the sampling of the RL stage that follows."""
+    probe: PositiveInt = 128
+    """Of so many kept problems fresh rollouts measure the share of live groups after the filter."""
+
+
+class Algorithm(Part):
+    """GRPO with mixed-policy trajectory reuse."""
+
+    advantage_std: Literal["population", "sample"] = "population"
+    """Rewards 1, 0, 1, 0 give +1, -1, +1, -1 with "population" and +-0.866 with "sample" (n - 1, as TRL does)."""
+    clip_low: PositiveFloat = 0.2
+    """The ratio to the anchor is clipped at 1 - clip_low when the advantage is negative."""
+    clip_high: PositiveFloat = 0.28
+    """... and at 1 + clip_high when it is positive (the paper: expanded, 0.28 to 0.40)."""
+    passes: PositiveInt = 1
+    """How often each sampled batch is gone through."""
+    minibatches: PositiveInt = 4
+    """Optimizer steps in one pass. S = passes x minibatches gradient steps are taken on each sampled batch."""
+    shuffle_rewards: bool = False
+    """A control: rewards are permuted among all rollouts of the batch, so that there is nothing to learn."""
+
+
+class RlStage(StageBase):
+    kind: Literal["rl"]
+    problems: tuple[Mix, ...] = Field(min_length=1)
+    """The mixture; usually [{stage = "filter"}]."""
+    steps: PositiveInt = 200
+    """Sampled batches."""
+    prompts_per_step: PositiveInt = 32
+    """Problems in one sampled batch."""
+    group_size: int = Field(default=8, ge=2)
+    """Rollouts of each problem."""
+    algorithm: Algorithm = Field(default_factory=Algorithm)
+    """The objective and the reuse of trajectories."""
+    rewards: Rewards = Field(default_factory=Rewards)
+    """What each verdict earns."""
+    sampling: Sampling = Field(default_factory=Sampling)
+    """How rollouts are sampled."""
+
+    @model_validator(mode="after")
+    def _unbiased_sampling(self) -> RlStage:
+        if self.sampling.top_p < 1.0:
+            raise ValueError(
+                f"sampling.top_p = {self.sampling.top_p} is refused in RL: the learner's log-probabilities are those of "
+                "the whole distribution; leave it at 1.0"
+            )
+        if self.sampling.temperature == 0.0:
+            raise ValueError("sampling.temperature = 0 is refused in RL: all rollouts of a group would be equal")
+        if self.prompts_per_step % self.algorithm.minibatches:
+            raise ValueError(
+                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of algorithm.minibatches "
+                f"({self.algorithm.minibatches}), so that each minibatch holds whole groups"
+            )
+        return self
+
+
+class EvaluateStage(StageBase):
+    kind: Literal["evaluate"]
+
+
+Stage = Annotated[
+    SftStage | SynthesizeStage | FilterStage | RlStage | EvaluateStage, Field(discriminator="kind")
+]
+
+
+class EvaluationSet(Part):
+    problems: str | None = None
+    """A problem set; its held-out side is used."""
+    suite: str | None = None
+    """A named suite (`motet suites` lists them), e.g. "aime24", "math500", "humaneval"."""
+    path: str | None = None
+    """Where the suite's data lies, when it is not to be fetched from the hub."""
+    count: PositiveInt | None = None
+    """At most this many problems; unset, all."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluationSet:
+        if (self.problems is None) == (self.suite is None):
+            raise ValueError("give exactly one of problems (a problem set) and suite (a named suite)")
+        return self
+
+
+class Evaluation(Part):
+    """What is measured after every stage that changes the weights."""
+
+    sets: tuple[EvaluationSet, ...] = ()
+    """Empty: the held-out side of every problem set."""
+    samples: PositiveInt = 4
+    """k: completions for each problem; avg@k and pass@1..k are reported."""
+    sampling: Sampling = Field(default_factory=Sampling)
+    """A suite's own settings win over these."""
+    bootstrap: PositiveInt = 2000
+    """Resamples (of problems) for the 95 % intervals."""
+
+
+class Recipe(Part):
+    name: str = "run"
+    """Name of the run folder, runs/NAME."""
+    seed: int = 1
+    """All randomness follows from it."""
+    stages: tuple[str, ...] = Field(min_length=1)
+    """Order of the stages; each is a table [stage.NAME]."""
+    model: Model
+    """What is trained."""
+    chat: Chat = Field(default_factory=Chat)
+    """How conversations become tokens."""
+    engine: Engine = Field(default_factory=Engine)
+    """Who samples from the model in training."""
+    verification: Verification = Field(default_factory=Verification)
+    """How answers are judged."""
+    problems: dict[str, ProblemSet] = Field(default_factory=dict)
+    """Problem sets by name."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is measured after every stage."""
+    stage: dict[str, Stage]
+    """What each stage does."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; unset, one a core."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        # `stage.X` sections that no order names are fine: a control run may take out a stage by stages=[...]
+        produced: list[str] = []
+        for position, name in enumerate(self.stages):
+            if name not in self.stage:
+                raise ValueError(_unknown(f"stages[{position}]", name, self.stage, "a table [stage.NAME]"))
+            if name in produced:
+                raise ValueError(f"stages[{position}]: {name!r} is named twice")
+            stage = self.stage[name]
+            if stage.init not in ("previous", "base") and stage.init not in produced:
+                raise ValueError(_unknown(f"stage.{name}.init", stage.init, produced, "a stage that runs before it"))
+            for place, problems, source in _references(name, stage):
+                if problems is not None and problems not in self.problems:
+                    raise ValueError(_unknown(place + ".problems", problems, self.problems, "a table [problems.NAME]"))
+                if source is not None and source not in produced:
+                    raise ValueError(_unknown(place + ".stage", source, produced, "a stage that runs before it"))
+            produced.append(name)
+        for i, item in enumerate(self.evaluation.sets):
+            if item.problems is not None and item.problems not in self.problems:
+                place = f"evaluation.sets[{i}].problems"
+                raise ValueError(_unknown(place, item.problems, self.problems, "a table [problems.NAME]"))
+        return self
+
+
+def _references(name: str, stage: Stage) -> list[tuple[str, str | None, str | None]]:
+    if isinstance(stage, SftStage):
+        return [(f"stage.{name}.data[{i}]", s.problems, s.stage) for i, s in enumerate(stage.data)]
+    if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
+        return [(f"stage.{name}.problems[{i}]", m.problems, m.stage) for i, m in enumerate(stage.problems)]
+    return []
+
+
+def _unknown(place: str, given: str, known: Any, what: str) -> str:
+    return f"{place}: there is no {given!r}; {nearest(given, list(known))}it must be {what}"
+
+
+def nearest(given: str, known: list[str]) -> str:
+    """ "did you mean 'steps'? " or "known are 'a', 'b'; ": part of an error message."""
+    import difflib
+
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}? "
+    return "known are " + ", ".join(map(repr, sorted(known)[:12])) + "; " if known else ""

@@ -1,0 +1,182 @@
+"""Rows of JSON from a file, a folder of files or a hub data set, each with the place it came from.
+
+Both readers of user data (problems, conversations) stand on this file, so that their errors name the same things::
+
+    Row(place="problems.jsonl, line 3", values={"prompt": "12 + 7 = ?", "answer": "19"})
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from motet.base.errors import UserError
+from motet.base.recipe import nearest
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+_MISSING = object()
+
+
+class Row(NamedTuple):
+    place: str
+    """File and line, for error messages."""
+    values: dict[str, Any]
+
+    def get(self, field: str) -> Any:
+        """The value of a field; None where the row has no such field or holds null."""
+        return self.values.get(field)
+
+    def require(self, field: str) -> Any:
+        value = self.values.get(field)
+        if value is None:
+            raise self.missing(field)
+        return value
+
+    def text(self, field: str) -> str:
+        value = self.require(field)
+        if not isinstance(value, str):
+            raise self.error(field, f"must be text, got {shown(value)}")
+        return value
+
+    def optional_text(self, field: str) -> str | None:
+        return None if self.get(field) is None else self.text(field)
+
+    def error(self, field: str, trouble: str) -> UserError:
+        return UserError(f"{self.place}: field {field!r} {trouble}")
+
+    def missing(self, field: str, others: str = "") -> UserError:
+        hint = nearest(field, [key for key, value in self.values.items() if value is not None])
+        return self.error(field, f'{others}is missing; {hint}name its column with columns = {{ {field} = "..." }}')
+
+
+def read_rows(path: str, split: str = "train", columns: Mapping[str, str] | None = None) -> Iterator[Row | UserError]:
+    """Rows of a JSON Lines, JSON (a list) or Parquet file, of a folder of them in order of name, or of a hub data set
+    ("owner/name" or "owner/name:configuration").
+
+    `columns` maps our fields to the source's, a dot going one level down: {"answer": "reward_model.ground_truth"}.
+    A row that cannot be read comes as the error that it would raise, so that the caller may drop it and go on; a
+    source that cannot be read at all raises UserError.
+    """
+    mapping = dict(columns or {})
+    found = Path(path)
+    if found.is_dir():
+        files = [f for f in sorted(found.iterdir()) if f.suffix in SUFFIXES and not f.name.startswith(".")]
+        if not files:
+            raise UserError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)})")
+        rows: Iterable[Row | UserError] = (row for file in files for row in _read_file(file))
+    elif found.is_file():
+        rows = _read_file(found)
+    elif is_hub_id(path):
+        rows = _read_hub(path, split)
+    else:
+        raise UserError(f"{path}: no such file or folder (a hub data set is owner/name)")
+    for row in rows:
+        yield _renamed(row, mapping) if isinstance(row, Row) and mapping else row
+
+
+def is_hub_id(path: str) -> bool:
+    name = path.partition(":")[0]
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and Path(name).suffix not in SUFFIXES
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: at most 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_file(path: Path) -> Iterator[Row | UserError]:
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if path.suffix == ".json":
+        return _read_list(path)
+    if path.suffix in SUFFIXES:
+        return _read_lines(path)
+    raise UserError(f"{path}: unknown kind of file {path.suffix!r}; give one of {', '.join(SUFFIXES)}")
+
+
+def _read_lines(path: Path) -> Iterator[Row | UserError]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield UserError(f"{place}: not JSON ({error.msg} at column {error.colno}): {line.strip()[:80]!r}")
+            else:
+                yield _as_row(place, value)
+
+
+def _read_list(path: Path) -> Iterator[Row | UserError]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}). JSON Lines belong in a .jsonl file.") from error
+    if not isinstance(values, list):
+        raise UserError(f"{path}: a .json file must hold a list of objects, got {shown(values)}")
+    for number, value in enumerate(values, 1):
+        yield _as_row(f"{path}, item {number}", value)
+
+
+def _as_row(place: str, value: Any) -> Row | UserError:
+    if isinstance(value, dict):
+        return Row(place, value)
+    return UserError(f"{place}: a JSON object was expected, got {shown(value)}")
+
+
+def _read_parquet(path: Path) -> Iterator[Row | UserError]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", values)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _read_hub(path: str, split: str) -> Iterator[Row | UserError]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(
+            f"{path}: no such file or folder; to fetch it from the Hugging Face hub, pip install 'motet[hub]'"
+        ) from None
+    name, _, configuration = path.partition(":")
+    try:
+        data = load_dataset(name, configuration or None, split=split)
+    except (OSError, ValueError) as error:  # not found, gated, offline; an unknown configuration or split
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}, split {split!r}: cannot be loaded from the hub ({reason})") from error
+    for number, values in enumerate(data, 1):
+        yield Row(f"{path} [{split}], row {number}", dict(values))
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row | UserError:
+    values = {key: value for key, value in row.values.items() if key not in columns}
+    for field, column in columns.items():
+        value = _at(row.values, column)
+        if value is _MISSING:
+            hint = nearest(column, list(row.values)).rstrip("; ")
+            return UserError(f"{row.place}: there is no column {column!r}, to which columns maps {field!r}; {hint}")
+        values[field] = value
+    return Row(row.place, values)
+
+
+def _at(values: Any, column: str) -> Any:
+    """The value of a column, else of a dotted path into nested objects."""
+    if column in values:
+        return values[column]
+    for part in column.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return _MISSING
+        values = values[part]
+    return values

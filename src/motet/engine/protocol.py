@@ -1,0 +1,50 @@
+"""What an engine is: tokens in, completions out, and new weights whenever the learner has them.
+
+Whoever samples (this process, a server, a script) is behind `Engine`; the stages know nothing else. The conformance
+tests hold every engine to: the same request and seed give the same completion whatever else is in the batch; greedy
+equals the full forward pass; log-probabilities equal the learner's; new weights take effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from motet.base.records import Completion, Message
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    prompt_tokens: tuple[int, ...]
+    """The rendered prompt, the opening of the assistant's turn included."""
+    messages: tuple[Message, ...]
+    """The same conversation as text, for engines that render it themselves."""
+    seed: int
+    """The completion is a function of weights, prompt, sampling and this seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    max_tokens: int
+
+
+class Engine(Protocol):
+    @property
+    def version(self) -> int:
+        """How often the weights in use had been updated."""
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
+        """Yields (index into requests, completion) as each ends, in any order, each index once."""
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Takes new weights; completions of later calls carry `version`. Raises UserError where it cannot."""
+
+    def close(self) -> None:
+        """Gives back memory, connections and processes."""

@@ -1,0 +1,100 @@
+"""Models are transformers models: loaded from a folder or hub id, or made tiny with random weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from motet.base.errors import UserError
+from motet.base.recipe import Model, TinyModel
+
+# Head transformations that our own head does not do: refusing beats a silently different distribution.
+_UNSUPPORTED_CONFIG = ("final_logit_softcapping", "logit_scale", "logits_scaling", "sliding_window")
+
+
+def device_of(config: Model) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError('model.device = "cuda", but torch sees no GPU here; use "auto" or "cpu"')
+    return torch.device(config.device)
+
+
+def load_model(path: str | Path, attention: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A causal LM in `dtype` on `device`, in evaluation mode. Raises UserError for a folder that holds none."""
+    check_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a model ({str(error).splitlines()[0]})") from error
+    for name in _UNSUPPORTED_CONFIG:
+        value = getattr(config, name, None)
+        if value not in (None, 1, 1.0) and not (name == "sliding_window" and not _uses_window(config)):
+            raise UserError(f"{path}: the model has {name} = {value}, which motet does not support yet")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
+    return model.to(device).eval()
+
+
+def _uses_window(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "use_sliding_window", True)) and (kinds is None or "sliding_attention" in kinds)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    check_folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from error
+
+
+def check_folder(path: str | Path) -> None:
+    """A local folder must look like a model; anything that is no folder is taken for a hub id."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+            raise UserError(f"{folder}: no model folder, config.json is missing (it holds {held})")
+    elif folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or folder.suffix:
+        raise UserError(f"{folder}: no such model folder. Give a Hugging Face folder or a hub id like owner/name.")
+
+
+def make_tiny(config: TinyModel, tokenizer: Any, seed: int, folder: Path) -> None:
+    """Writes a random Llama of the given shape, with its tokenizer, as a Hugging Face folder."""
+    if config.hidden % config.heads:
+        raise UserError(f"model.tiny.hidden ({config.hidden}) must be a multiple of model.tiny.heads ({config.heads})")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden,
+                intermediate_size=config.mlp,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                max_position_embeddings=config.context,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                initializer_range=0.05,
+            )
+        )
+    export(model, tokenizer, folder)
+
+
+def export(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes a Hugging Face folder, all or nothing."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,249 @@
+"""A recipe's stages in order. What is already done is not done again; what was killed goes on.
+
+STAGE/manifest.json says what a stage was made from: the hash covers its part of the recipe, the manifests of the stages
+that it reads, and motet's version. The same hash and status "done": satisfied. The same hash and "running": killed, goes
+on from its files. Another hash: the folder is set aside as STAGE.stale-N and the stage starts afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import motet
+from motet.base import jsonl
+from motet.base.errors import UserError
+from motet.base.recipe import EvaluateStage, FilterStage, Recipe, RlStage, SftStage, Stage, SynthesizeStage, nearest
+from motet.base.run import Run, log, peak_memory_bytes
+
+BASE = "base-model"
+
+
+class Planned(NamedTuple):
+    name: str
+    stage: Stage
+    reads: tuple[str, ...]
+    """Stages whose output it uses: its weights first."""
+    hash: str
+    state: str
+    """ "done" | "running" (killed) | "stale" (made from something else) | "new" """
+
+
+def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned]:
+    """What a run would do. `start`: this stage and all after it count as stale."""
+    if start is not None and start not in recipe.stages:
+        raise UserError(f"--from {start}: no such stage; {nearest(start, list(recipe.stages))}")
+    planned: list[Planned] = []
+    hashes: dict[str, str] = {}
+    weights = BASE
+    hashes[BASE] = _hash(_base_part(recipe), motet.__version__)
+    forced = False
+    for name in recipe.stages:
+        stage = recipe.stage[name]
+        init = {"previous": weights, "base": BASE}.get(stage.init, stage.init)
+        reads = (init, *(r for r in _stages_read(stage) if r != init))
+        hashes[name] = _hash(_part(recipe, stage), motet.__version__, *(hashes[r] for r in reads))
+        forced = forced or name == start
+        planned.append(Planned(name, stage, reads, hashes[name], _state(folder / name, hashes[name], forced)))
+        if isinstance(stage, SftStage | RlStage):
+            weights = name
+    return planned
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    source: Path | None = None,
+    command: str = "",
+    start: str | None = None,
+    only: Sequence[str] | None = None,
+    console: bool = True,
+) -> dict[str, Any]:
+    """Runs the stages that are not satisfied, then writes the report. Returns report.json's content.
+
+    `source`: the recipe's file, copied into the run. `only`: just these stages; those before them must be done.
+    Raises UserError for anything that the user can mend; the run folder keeps all that was finished.
+    """
+    from motet.insight.report import write_report
+
+    planned = plan(recipe, folder, start)
+    for item in planned:
+        if only is not None and item.name not in only and item.state != "done":
+            if any(item.name in later.reads for later in planned if later.name in only):
+                raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
+    with Run(folder, console) as open_run:
+        _describe_run(recipe, folder, source, command)
+        context = _context(recipe, open_run)
+        try:
+            for item in planned:
+                if only is None or item.name in only:
+                    _advance(item, context, folder)
+        finally:
+            context.close()
+        return write_report(folder)
+
+
+def _advance(item: Planned, context: Any, folder: Path) -> None:
+    target = folder / item.name
+    if item.state == "done":
+        log.info("%s: already done", item.name)
+        return
+    if item.state == "stale":
+        aside = next(p for i in range(1, 10_000) if not (p := folder / f"{item.name}.stale-{i}").exists())
+        target.rename(aside)
+        context.run.drop_metrics(item.name, 0)
+        log.info("%s: was made from something else; set aside as %s", item.name, aside.name)
+    manifest: dict[str, Any] = {
+        "stage": item.name,
+        "kind": item.stage.kind,
+        "status": "running",
+        "hash": item.hash,
+        "version": motet.__version__,
+        "inputs": {name: _manifest_hash(folder, name) for name in item.reads},
+    }
+    before = _seconds_so_far(target) if item.state == "running" else 0.0
+    target.mkdir(parents=True, exist_ok=True)
+    jsonl.write_json(target / "manifest.json", {**manifest, "seconds": before, "started": time.time()})
+    log.info("%s: %s%s", item.name, item.stage.kind, " (goes on)" if item.state == "running" else "")
+    began = time.perf_counter()
+    weights = item.reads[0]
+    model = context.base if weights == BASE else folder / weights / "model"
+    _run_stage(item, context, model)
+    changed = isinstance(item.stage, SftStage | RlStage)
+    if isinstance(item.stage, EvaluateStage) or (changed and item.stage.evaluate):
+        from motet.stages import evaluate
+
+        evaluate.run(item.name, context, target / "model" if changed else model)
+    seconds = before + time.perf_counter() - began
+    done = {"status": "done", "seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
+    outputs = sorted(p.name for p in target.iterdir() if p.name != "manifest.json")
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    jsonl.write_json(target / "manifest.json", {**manifest, **done, "finished": finished, "outputs": outputs})
+    log.info("%s: done in %.1f s", item.name, seconds)
+
+
+def _run_stage(item: Planned, context: Any, model: Path | str) -> None:
+    from motet.stages import filter as filtering
+    from motet.stages import rl, sft, synthesize
+
+    match item.stage:
+        case SftStage():
+            sft.run(item.name, item.stage, context, model)
+        case SynthesizeStage():
+            synthesize.run(item.name, item.stage, context, model)
+        case FilterStage():
+            filtering.run(item.name, item.stage, context, model)
+        case RlStage():
+            rl.run(item.name, item.stage, context, model)
+        case EvaluateStage():
+            pass  # the evaluation itself is what follows every stage
+
+
+def _context(recipe: Recipe, open_run: Run) -> Any:
+    import torch
+    import transformers
+
+    from motet.stages.context import Context
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    context = Context(recipe, open_run, recipe.model.path or open_run.folder / BASE)
+    if recipe.model.tiny is not None:
+        _make_base(recipe, context, open_run.folder / BASE)
+    return context
+
+
+def _make_base(recipe: Recipe, context: Any, folder: Path) -> None:
+    """A tiny model's tokenizer is made of the words of the recipe's own training problems."""
+    from motet.base.records import prompt_text
+    from motet.model.load import make_tiny
+    from motet.model.tokenizer import make_tokenizer
+
+    assert recipe.model.tiny is not None
+    digest = _hash(_base_part(recipe), motet.__version__)
+    stamp = folder.with_name(folder.name + ".json")
+    if folder.exists() and stamp.exists() and jsonl.read_json(stamp)["hash"] == digest:
+        return
+    problems = [p for name in recipe.problems for p in context.split(name).train]
+    solutions = [p.metadata["solution"] for p in problems if "solution" in p.metadata]
+    texts = [s["reasoning"] + s["answer"] for s in solutions]
+    tokenizer = make_tokenizer([prompt_text(p) for p in problems], texts)
+    make_tiny(recipe.model.tiny, tokenizer, recipe.seed, folder)
+    jsonl.write_json(stamp, {"hash": digest})
+
+
+def _describe_run(recipe: Recipe, folder: Path, source: Path | None, command: str) -> None:
+    import platform
+
+    import torch
+    import transformers
+
+    if source is not None:
+        shutil.copyfile(source, folder / "recipe.toml")
+    jsonl.write_json(folder / "resolved.json", recipe.model_dump(mode="json"))
+    lineage = {
+        "motet": motet.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": recipe.threads or torch.get_num_threads(),
+        "seed": recipe.seed,
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    jsonl.write_json(folder / "lineage.json", lineage)
+
+
+def _stages_read(stage: Stage) -> list[str]:
+    if isinstance(stage, SftStage):
+        return [source.stage for source in stage.data if source.stage]
+    if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
+        return [mix.stage for mix in stage.problems if mix.stage]
+    return []
+
+
+def _part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What of the recipe a stage's result depends on; checkpoint_every and worker counts are not in it."""
+    own = stage.model_dump(mode="json", exclude={"checkpoint_every"})
+    shared = recipe.model_dump(mode="json", include={"seed", "model", "chat", "problems", "evaluation", "engine"})
+    return {"stage": own, **shared}
+
+
+def _base_part(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include={"seed", "model", "problems"})
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _state(folder: Path, digest: str, forced: bool) -> str:
+    path = folder / "manifest.json"
+    if not path.exists():
+        return "stale" if folder.exists() and any(folder.iterdir()) else "new"
+    manifest = jsonl.read_json(path)
+    if forced or manifest["hash"] != digest:
+        return "stale"
+    return str(manifest["status"])
+
+
+def _manifest_hash(folder: Path, name: str) -> str:
+    path = folder / name / "manifest.json"
+    return str(jsonl.read_json(path)["hash"]) if path.exists() else ""
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """Of a killed stage: what it had recorded before, and from its start to the last file that it wrote."""
+    manifest = jsonl.read_json(folder / "manifest.json")
+    last = max(p.stat().st_mtime for p in folder.rglob("*"))
+    return float(manifest.get("seconds", 0.0)) + max(0.0, last - float(manifest.get("started", last)))

@@ -1,0 +1,85 @@
+"""From judged groups to what the learner trains on, and to the figures that a step reports."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from motet.base.records import UNSCORED, Group
+from motet.base.recipe import Algorithm, Rewards
+from motet.data.pack import Sample
+from motet.rl.advantages import reward_of, shuffled, standardised
+
+
+class Experience(NamedTuple):
+    live: list[list[Sample]]
+    """One list of samples for each group with a signal."""
+    metrics: dict[str, float]
+
+
+def build(groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed: int) -> Experience:
+    """Groups without a signal (all rewards equal) and unscored rollouts are out of the loss; all are counted."""
+    table = rewards.model_dump()
+    scores = [[reward_of(r.verdict, table) for r in group.rollouts] for group in groups]
+    metrics = _describe(groups, scores)
+    if algorithm.shuffle_rewards:
+        scores = shuffled(scores, seed)
+    live: list[list[Sample]] = []
+    for group, group_scores in zip(groups, scores, strict=True):
+        advantages = standardised(group_scores, algorithm.advantage_std)
+        if advantages is not None:
+            live.append(
+                [
+                    Sample(
+                        tokens=r.prompt_tokens + r.completion.tokens,
+                        loss_mask=(False,) * len(r.prompt_tokens) + (True,) * len(r.completion.tokens),
+                        advantage=advantage,
+                        logprobs=r.completion.logprobs,
+                        domain=group.problem.domain,
+                    )
+                    for r, advantage in zip(group.rollouts, advantages, strict=True)
+                    if advantage is not None
+                ]
+            )
+    metrics["groups/in_loss"] = len(live)
+    return Experience(live, metrics)
+
+
+def minibatches(live: Sequence[Sequence[Sample]], count: int) -> list[list[Sample]]:
+    """Whole groups, dealt out so that the parts differ by one group at most; fewer parts when there are fewer groups.
+
+    Example: five groups in two minibatches: the groups 0, 2, 4 and the groups 1, 3.
+    """
+    parts = [[sample for group in live[i::count] for sample in group] for i in range(count)]
+    return [part for part in parts if part]
+
+
+def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]]) -> dict[str, float]:
+    by_domain: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        by_domain[group.problem.domain].append(index)
+    metrics: dict[str, float] = {}
+    everything = list(range(len(groups)))
+    for suffix, members in [("", everything), *((f"/{d}", m) for d, m in sorted(by_domain.items()))]:
+        rollouts = [r for i in members for r in groups[i].rollouts]
+        rewards = [s for i in members for s in scores[i] if s is not None]
+        kinds = [{r.verdict.kind == "correct" for r in groups[i].rollouts if r.verdict.score is not None} for i in members]
+        judged = [r for r in rollouts if r.verdict.kind not in UNSCORED]
+        metrics[f"reward{suffix or '/mean'}"] = _mean(rewards)
+        metrics[f"pass{suffix or '/mean'}"] = _mean([r.verdict.kind == "correct" for r in judged])
+        metrics[f"groups/live_share{suffix}"] = _mean([standardised(scores[i]) is not None for i in members])
+        if not suffix:
+            metrics["groups/all_correct_share"] = _mean([k == {True} for k in kinds])
+            metrics["groups/all_wrong_share"] = _mean([k == {False} for k in kinds])
+            lengths = [len(r.completion.tokens) for r in rollouts]
+            metrics["rollout/tokens_mean"] = _mean(lengths)
+            metrics["rollout/tokens_max"] = max(lengths)
+            for kind in ("truncated", "malformed", "no_answer", "timeout", "too_complex"):
+                metrics[f"rollout/{kind}_share"] = _mean([r.verdict.kind == kind for r in rollouts])
+            metrics["rollout/unjudged"] = sum(r.verdict.kind in UNSCORED for r in rollouts)
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

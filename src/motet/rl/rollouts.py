@@ -1,0 +1,92 @@
+"""Rollouts: problems in, judged groups out, each rollout on disk as soon as it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+
+from motet.base import jsonl
+from motet.base.records import Completion, Group, Problem, Rollout, Verdict, decode_rollout, encode, seed_of
+from motet.base.recipe import Sampling
+from motet.base.run import progress
+from motet.data.chat import ChatFormat
+from motet.engine.protocol import Engine, Request, SamplingParams
+from motet.verify.pool import Item, Pool
+
+
+class Sampler:
+    """An engine, the chat format of what it writes, and the pool that judges it."""
+
+    def __init__(self, engine: Engine, chat: ChatFormat, pool: Pool) -> None:
+        self.engine = engine
+        self.chat = chat
+        self.pool = pool
+
+    def groups(
+        self, problems: Sequence[Problem], n: int, sampling: Sampling, stream: tuple[object, ...], file: Path, title: str
+    ) -> list[Group]:
+        """`n` rollouts of each problem, in the order of `problems`; `file` gets one group a line.
+
+        `stream` names the random numbers: the same stream and weights give the same rollouts. While it samples,
+        a journal beside `file` takes each rollout; a killed call goes on from there, and a finished one is read back.
+        """
+        journal_path = file.with_suffix(".part.jsonl")
+        with jsonl.Journal(journal_path) as journal:
+            known = {(r["problem"], r["index"], r["version"]): r["rollout"] for r in journal.rows}
+            done: dict[tuple[int, int], Rollout] = {}
+            todo: list[tuple[int, int]] = []
+            for p, problem in enumerate(problems):
+                for i in range(n):
+                    row = known.get((problem.id, i, self.engine.version))
+                    if row is None:
+                        todo.append((p, i))
+                    else:
+                        done[p, i] = decode_rollout(row)
+            for (p, i), rollout in self._sample(problems, todo, sampling, stream, title):
+                done[p, i] = rollout
+                journal.append(
+                    {"problem": problems[p].id, "index": i, "version": self.engine.version, "rollout": encode(rollout)}
+                )
+        groups = [Group(problem, tuple(done[p, i] for i in range(n))) for p, problem in enumerate(problems)]
+        jsonl.write(file, (encode(group) for group in groups))
+        journal_path.unlink()
+        return groups
+
+    def _sample(
+        self,
+        problems: Sequence[Problem],
+        todo: Sequence[tuple[int, int]],
+        sampling: Sampling,
+        stream: tuple[object, ...],
+        title: str,
+    ) -> Iterator[tuple[tuple[int, int], Rollout]]:
+        prompts = {p: self.chat.prompt(problems[p].messages) for p in {p for p, _ in todo}}
+        requests = [
+            Request(prompts[p], problems[p].messages, seed_of(*stream, problems[p].id, i)) for p, i in todo
+        ]
+        params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
+        pending: dict[Future[Verdict], tuple[int, Completion]] = {}
+        completions = self.engine.generate(requests, params)
+        for index, completion in progress(completions, len(requests), title):
+            p, _ = todo[index]
+            pending[self.pool.submit(self._item(problems[p], completion))] = (index, completion)
+            for future in [f for f in pending if f.done()]:
+                yield self._finished(todo, requests, pending, future)
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield self._finished(todo, requests, pending, future)
+
+    def _item(self, problem: Problem, completion: Completion) -> Item:
+        chat = self.chat.config
+        return Item(problem, completion.text, completion.stop, chat.think, chat.open_think)
+
+    @staticmethod
+    def _finished(
+        todo: Sequence[tuple[int, int]],
+        requests: Sequence[Request],
+        pending: dict[Future[Verdict], tuple[int, Completion]],
+        future: Future[Verdict],
+    ) -> tuple[tuple[int, int], Rollout]:
+        index, completion = pending.pop(future)
+        return todo[index], Rollout(requests[index].prompt_tokens, completion, future.result())

@@ -1,0 +1,108 @@
+"""What a stage is given: the recipe, the run folder, and makers of the parts it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from motet.base import jsonl
+from motet.base.errors import UserError
+from motet.base.recipe import Engine as EngineConfig
+from motet.base.recipe import Mix, Optimizer, Recipe
+from motet.base.records import Problem, decode_problem, seed_of
+from motet.base.run import Run, log
+from motet.data.chat import ChatFormat
+from motet.data.mix import Mixture, Part
+from motet.engine.protocol import Engine
+from motet.model.load import load_tokenizer
+from motet.rl.rollouts import Sampler
+from motet.tasks import ProblemSplit, load_problem_set
+from motet.train.learner import Learner
+from motet.verify.pool import Pool
+
+
+@dataclass
+class Context:
+    recipe: Recipe
+    run: Run
+    base: Path | str
+    """The weights that the recipe starts from: a Hugging Face folder or hub id."""
+    _splits: dict[str, ProblemSplit] = field(default_factory=dict)
+
+    def folder(self, stage: str) -> Path:
+        return self.run.stage(stage)
+
+    def split(self, name: str) -> ProblemSplit:
+        """A problem set, read once."""
+        if name not in self._splits:
+            self._splits[name] = load_problem_set(name, self.recipe.problems[name], self.recipe.seed)
+            split = self._splits[name]
+            dropped = "".join(f", {count} dropped ({reason})" for reason, count in split.dropped.items())
+            log.info("problems %s: %d to train, %d held out%s", name, len(split.train), len(split.heldout), dropped)
+        return self._splits[name]
+
+    def mixture(self, mixes: Sequence[Mix], stage: str) -> Mixture[Problem]:
+        """Training problems by weight. A filter stage named without a domain shares its weight evenly among domains."""
+        parts: list[Part[Problem]] = []
+        for mix in mixes:
+            if mix.stage is not None:
+                rows = jsonl.read(self.folder(mix.stage) / "problems.jsonl")
+                problems = [decode_problem(row) for _, row in rows]
+            else:
+                assert mix.problems is not None
+                problems = list(self.split(mix.problems).train)
+            name = mix.problems or mix.stage or ""
+            problems = [p for p in problems if mix.domain in (None, p.domain)]
+            if not problems:
+                known = f" in the domain {mix.domain!r}" if mix.domain else ""
+                raise UserError(f"stage.{stage}.problems: {name!r} has no training problem{known}")
+            domains = sorted({p.domain for p in problems})
+            parts += [
+                Part(f"{name}/{domain}", [p for p in problems if p.domain == domain], mix.weight / len(domains))
+                for domain in domains
+            ]
+        return Mixture(parts, seed_of(self.recipe.seed, stage))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.base)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self.recipe.chat)
+
+    @cached_property
+    def pool(self) -> Pool:
+        config = self.recipe.verification
+        quarantine = self.run.folder / "quarantine.jsonl"
+        return Pool(config.workers, config.deadline_seconds, config.sandbox, config.test_seconds, quarantine)
+
+    def learner(self, model: Path | str, optimizer: Optimizer, total_steps: int) -> Learner:
+        return Learner(model, self.recipe.model, optimizer, total_steps)
+
+    def sampler(self, model: Path | str, engine: EngineConfig | None = None) -> Sampler:
+        """An engine on `model` (a teacher may be elsewhere), with the chat format and the pool of verifiers."""
+        return Sampler(self._engine(model, engine or self.recipe.engine), self.chat, self.pool)
+
+    def _engine(self, model: Path | str, config: EngineConfig) -> Engine:
+        if config.kind == "endpoint":
+            from motet.engine.endpoint import EndpointEngine
+
+            return EndpointEngine(config)
+        if config.kind == "scripted":
+            from motet.engine.scripted import ScriptedEngine
+
+            assert config.script is not None
+            return ScriptedEngine(Path(config.script), self.chat.encode, self.chat.end_token)
+        from motet.engine.transformers import TransformersEngine
+
+        source = config.model or model
+        chat = self.chat if config.model is None else ChatFormat(load_tokenizer(config.model), self.recipe.chat)
+        return TransformersEngine(source, self.recipe.model, chat, config.batch_size)
+
+    def close(self) -> None:
+        if "pool" in self.__dict__:
+            self.pool.close()
