@@ -128,7 +128,7 @@ def main() -> None:
     from motet.base.errors import UserError
 
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="motet", standalone_mode=False)
     except UserError as error:
         click.echo(f"motet: {error}", err=True)
         sys.exit(2)
@@ -136,7 +136,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("motet: stopped; the same command goes on from here", err=True)
+        without = " (without --from)" if "--from" in sys.argv else ""
+        click.echo(f"motet: stopped; the same command{without} goes on from here", err=True)
         sys.exit(130)
     except OSError as error:
         if error.errno != 28:
@@ -181,7 +182,9 @@ def _print_plan(recipe: Recipe, folder: Path, start: str | None) -> None:
     click.echo(f"\nrun folder: {folder}")
     for item in plan(recipe, folder, start):
         todo = {"done": "done, not run again", "running": "was killed, goes on", "stale": "out of date, done again"}
-        click.echo(f"  {item.name:<14} {item.stage.kind:<11} reads {', '.join(item.reads):<28} {todo.get(item.state, 'to do')}")
+        click.echo(
+            f"  {item.name:<14} {item.stage.kind:<11} reads {', '.join(item.reads):<28} {todo.get(item.state, 'to do')}"
+        )
 
 
 def _exists(folder: Path) -> None:

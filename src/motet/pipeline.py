@@ -1,8 +1,8 @@
 """A recipe's stages in order. What is already done is not done again; what was killed goes on.
 
 STAGE/manifest.json says what a stage was made from: the hash covers its part of the recipe, the manifests of the stages
-that it reads, and motet's version. The same hash and status "done": satisfied. The same hash and "running": killed, goes
-on from its files. Another hash: the folder is set aside as STAGE.stale-N and the stage starts afresh.
+that it reads, and motet's version. The same hash and status "done": satisfied. The same hash and "running": killed,
+goes on from its files. Another hash: the folder is set aside as STAGE.stale-N and the stage starts afresh.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def run(
     from motet.insight.report import write_report
 
     planned = plan(recipe, folder, start)
+    read = {name for item in planned if only is not None and item.name in only for name in item.reads}
     for item in planned:
-        if only is not None and item.name not in only and item.state != "done":
-            if any(item.name in later.reads for later in planned if later.name in only):
-                raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
+        if only is not None and item.name in read - set(only) and item.state != "done":
+            raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
     with Run(folder, console) as open_run:
         _describe_run(recipe, folder, source, command)
         context = _context(recipe, open_run)
@@ -151,8 +151,8 @@ def _context(recipe: Recipe, open_run: Run) -> Any:
 
     from motet.stages.context import Context
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     context = Context(recipe, open_run, recipe.model.path or open_run.folder / BASE)
@@ -186,7 +186,7 @@ def _describe_run(recipe: Recipe, folder: Path, source: Path | None, command: st
     import torch
     import transformers
 
-    if source is not None:
+    if source is not None and source.resolve() != (folder / "recipe.toml").resolve():
         shutil.copyfile(source, folder / "recipe.toml")
     jsonl.write_json(folder / "resolved.json", recipe.model_dump(mode="json"))
     lineage = {
@@ -216,11 +216,31 @@ def _part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What of the recipe a stage's result depends on; checkpoint_every and worker counts are not in it."""
     own = stage.model_dump(mode="json", exclude={"checkpoint_every"})
     shared = recipe.model_dump(mode="json", include={"seed", "model", "chat", "problems", "evaluation", "engine"})
-    return {"stage": own, **shared}
+    named = [recipe.chat.template, recipe.engine.script]
+    if isinstance(stage, SftStage):
+        named += [source.path for source in stage.data]
+    if isinstance(stage, SynthesizeStage) and stage.teacher is not None:
+        named.append(stage.teacher.script)
+    return {"stage": own, **shared, **_base_part(recipe), **_fingerprints("files", named)}
 
 
 def _base_part(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", include={"seed", "model", "problems"})
+    named = [path for p in recipe.problems.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
+    return {
+        **recipe.model_dump(mode="json", include={"seed", "model", "problems"}),
+        **_fingerprints("problem_files", named),
+    }
+
+
+def _fingerprints(key: str, named: Sequence[str | None]) -> dict[str, Any]:
+    """{key: {file: hash of its content}} of those that are local: an edited file is another input."""
+    paths = [Path(name) for name in named if name]
+    files = sorted({f for path in paths for f in (path.iterdir() if path.is_dir() else (path,)) if f.is_file()})
+    hashes = {}
+    for file in files:
+        with file.open("rb") as content:
+            hashes[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
+    return {key: hashes} if hashes else {}
 
 
 def _hash(*parts: Any) -> str:

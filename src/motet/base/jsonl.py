@@ -1,4 +1,4 @@
-"""JSON Lines: the format of everything that a run writes. Appends survive a kill; a half-written last line is dropped."""
+"""JSON Lines: the format of everything that a run writes. Appends survive a kill; a torn last line is dropped."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from typing import IO, Any
 
 from motet.base.errors import UserError
 
+# half of a surrogate pair, which some texts hold, has no UTF-8; its backslash form is the JSON escape of it
+_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
+
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, row). A malformed line raises UserError naming file and line."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSON Lines file.") from error
     with file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            shown = line.decode("utf-8", errors="replace").strip()[:80]
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}): {line.strip()[:80]!r}. "
+                    f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}): {shown!r}. "
                     "Every line must be one JSON object."
                 ) from error
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason}): {shown!r}.") from error
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: a JSON object was expected, got {line.strip()[:80]!r}.")
+                raise UserError(f"{path}, line {number}: a JSON object was expected, got {shown!r}.")
             yield number, row
 
 
@@ -39,7 +45,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     count = 0
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", **_TEXT) as file:
         for row in rows:
             file.write(dumps(row) + "\n")
             count += 1
@@ -53,7 +59,10 @@ def write_json(path: Path, value: Any) -> None:
     """One JSON document, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", **_TEXT) as file:
+        file.write(json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -104,7 +113,7 @@ class Journal:
                     good += len(line)
             if good < path.stat().st_size:
                 os.truncate(path, good)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file: IO[str] = path.open("a", **_TEXT)
 
     def append(self, row: Mapping[str, Any]) -> None:
         self._file.write(dumps(row) + "\n")

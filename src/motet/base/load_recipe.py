@@ -14,6 +14,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Recipe, nearest
 
 PRESETS = Path(__file__).parent.parent / "presets"
+KINDS = ("sft", "synthesize", "filter", "rl", "evaluate")
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -39,14 +40,18 @@ def merged(path: Path, overrides: list[str]) -> dict[str, Any]:
     for text in overrides:
         _override(tree, text)
     defaults = tree.pop("defaults", {})
-    stages = tree.get("stage", {})
-    kinds = {s.get("kind") for s in stages.values() if isinstance(s, dict)}
-    for kind in set(defaults) - {"sft", "synthesize", "filter", "rl", "evaluate"}:
-        raise UserError(f"{path}: [defaults.{kind}] names no kind of stage: sft, synthesize, filter, rl, evaluate")
-    for name, stage in stages.items():
-        if isinstance(stage, dict) and stage.get("kind") in kinds & set(defaults):
-            stages[name] = _merge(defaults[stage["kind"]], stage)
+    if not isinstance(defaults, dict):
+        raise UserError(f"{path}: defaults: tables [defaults.KIND] were expected, got {defaults!r}")
+    for kind, settings in defaults.items():
+        if kind not in KINDS:
+            raise UserError(f"{path}: [defaults.{kind}] names no kind of stage: {', '.join(KINDS)}")
+        if isinstance(tree.get("stage"), dict):
+            tree["stage"] = {name: _under_defaults(stage, kind, settings) for name, stage in tree["stage"].items()}
     return tree
+
+
+def _under_defaults(stage: Any, kind: str, settings: Any) -> Any:
+    return _merge(settings, stage) if isinstance(stage, dict) and stage.get("kind") == kind else stage
 
 
 def _with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -56,13 +61,17 @@ def _with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give the path of a recipe (TOML).") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     parents = tree.get("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"{path}: extends = {parents!r}: give the name of a preset, a .toml path, or a list of these")
     under: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         under = _merge(under, _with_parents(_find(parent, path), (*seen, path.resolve())))
-    return _merge(under, tree)
+    whole: dict[str, Any] = _merge(under, tree)
+    return whole
 
 
 def _find(parent: str, child: Path) -> Path:
@@ -143,7 +152,7 @@ def describe(key: str) -> str:
     table = dict(_walk(Recipe, ""))
     matches = [k for k in table if k == key or k.endswith("." + key) or k.startswith(key + ".")]
     if not matches:
-        leaves = sorted({k for k in table} | {k.rsplit(".", 1)[-1] for k in table})
+        leaves = sorted(set(table) | {k.rsplit(".", 1)[-1] for k in table})
         raise UserError(f"no key {key!r}; {nearest(key, leaves)}`motet explain stage` lists all keys of all stages")
     return "\n".join(table[k] for k in matches)
 

@@ -18,6 +18,7 @@ Defaults marked (ours) are not given by arXiv 2512.11463; see `presets/paper.tom
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -38,18 +39,26 @@ class TinyModel(Part):
     layers: PositiveInt = 3
     """Number of transformer blocks."""
     heads: PositiveInt = 4
-    """Attention heads; must divide `hidden`."""
+    """Attention heads; `hidden` is a multiple of twice their number."""
     mlp: PositiveInt = 256
     """Width of the gated feed-forward layer."""
     context: PositiveInt = 1024
     """Largest number of positions."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TinyModel:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of 2 x heads ({2 * self.heads}): each head rotates pairs"
+            )
+        return self
 
 
 class Model(Part):
     path: str | None = None
     """A Hugging Face folder or hub id. Leave it out to start from a `tiny` model with random weights."""
     tiny: TinyModel | None = None
-    """Shape of a randomly initialised model; its tokenizer has one token a character, and one for each frequent word."""
+    """Shape of a randomly initialised model; its tokenizer has one token a character and one for each frequent word."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and of the computation; the head, the loss and the optimizer state are float32 always."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -66,7 +75,7 @@ class Model(Part):
 
 class Chat(Part):
     think: Literal["required", "off"] = "required"
-    """"required": a completion is <think>reasoning</think> answer, and anything else is malformed. "off": no think tags."""
+    """"required": a completion is <think>reasoning</think>answer, anything else is malformed. "off": no think tags."""
     open_think: bool = False
     """The prompt already ends with the opening think tag, and only the closing one is generated."""
     template: str | None = None
@@ -74,10 +83,16 @@ class Chat(Part):
     system: str | None = None
     """A system message put before every problem that has none."""
 
+    @model_validator(mode="after")
+    def _open_block_is_wanted(self) -> Chat:
+        if self.open_think and self.think == "off":
+            raise ValueError('open_think = true needs think = "required": nothing would look for the closing tag')
+        return self
+
 
 class Engine(Part):
     kind: Literal["transformers", "endpoint", "scripted"] = "transformers"
-    """"transformers" samples in this process; "endpoint" asks an OpenAI-compatible server; "scripted" replays a file."""
+    """"transformers" samples in this process, "endpoint" asks an OpenAI-compatible server, "scripted" reads a file."""
     batch_size: PositiveInt = 128
     """How many completions are decoded side by side (transformers), or asked for at once (endpoint)."""
     url: str | None = None
@@ -248,6 +263,7 @@ class StageBase(Part):
 
 class SftStage(StageBase):
     kind: Literal["sft"]
+    """Supervised fine-tuning on a mixture of conversations."""
     data: tuple[SftSource, ...] = Field(min_length=1)
     """The mixture of this stage."""
     context: PositiveInt = 16384
@@ -277,6 +293,7 @@ class TraceRules(Part):
 
 class SynthesizeStage(StageBase):
     kind: Literal["synthesize"]
+    """Traces asked of a teacher, verified and sieved: training data for an sft stage."""
     problems: tuple[Mix, ...] = Field(min_length=1)
     """Which problems are put to the teacher."""
     count: PositiveInt = 512
@@ -306,6 +323,7 @@ class Band(Part):
 
 class FilterStage(StageBase):
     kind: Literal["filter"]
+    """The problems that are neither too easy nor too hard, by rollouts: for an rl stage."""
     problems: tuple[Mix, ...] = Field(min_length=1)
     """Which problems are tried."""
     count: PositiveInt = 500
@@ -341,6 +359,7 @@ class Algorithm(Part):
 
 class RlStage(StageBase):
     kind: Literal["rl"]
+    """GRPO on verified rollouts."""
     problems: tuple[Mix, ...] = Field(min_length=1)
     """The mixture; usually [{stage = "filter"}]."""
     steps: PositiveInt = 200
@@ -360,8 +379,8 @@ class RlStage(StageBase):
     def _unbiased_sampling(self) -> RlStage:
         if self.sampling.top_p < 1.0:
             raise ValueError(
-                f"sampling.top_p = {self.sampling.top_p} is refused in RL: the learner's log-probabilities are those of "
-                "the whole distribution; leave it at 1.0"
+                f"sampling.top_p = {self.sampling.top_p} is refused in RL: the learner's log-probabilities are those "
+                "of the whole distribution; leave it at 1.0"
             )
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature = 0 is refused in RL: all rollouts of a group would be equal")
@@ -375,11 +394,12 @@ class RlStage(StageBase):
 
 class EvaluateStage(StageBase):
     kind: Literal["evaluate"]
+    """Nothing but the evaluation, of the weights made so far."""
 
 
-Stage = Annotated[
-    SftStage | SynthesizeStage | FilterStage | RlStage | EvaluateStage, Field(discriminator="kind")
-]
+Stage = Annotated[SftStage | SynthesizeStage | FilterStage | RlStage | EvaluateStage, Field(discriminator="kind")]
+TRAINING = ("sft", "rl")
+"""Kinds of stages that make weights."""
 
 
 class EvaluationSet(Part):
@@ -411,6 +431,14 @@ class Evaluation(Part):
     bootstrap: PositiveInt = 2000
     """Resamples (of problems) for the 95 % intervals."""
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Evaluation:
+        labels = [item.problems or item.suite for item in self.sets]
+        for index, label in enumerate(labels):
+            if label in labels[:index]:
+                raise ValueError(f"sets[{index}]: {label!r} is named twice")
+        return self
+
 
 class Recipe(Part):
     name: str = "run"
@@ -439,33 +467,67 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
         # `stage.X` sections that no order names are fine: a control run may take out a stage by stages=[...]
-        produced: list[str] = []
+        produced: dict[str, Stage] = {}
         for position, name in enumerate(self.stages):
             if name not in self.stage:
                 raise ValueError(_unknown(f"stages[{position}]", name, self.stage, "a table [stage.NAME]"))
             if name in produced:
                 raise ValueError(f"stages[{position}]: {name!r} is named twice")
             stage = self.stage[name]
-            if stage.init not in ("previous", "base") and stage.init not in produced:
-                raise ValueError(_unknown(f"stage.{name}.init", stage.init, produced, "a stage that runs before it"))
-            for place, problems, source in _references(name, stage):
+            trained = [n for n, s in produced.items() if s.kind in TRAINING]
+            if stage.init not in ("previous", "base", *trained):
+                what = '"previous", "base", or an sft or rl stage that runs before it'
+                raise ValueError(_unknown(f"stage.{name}.init", stage.init, trained, what))
+            for place, problems, source, kind in _references(name, stage):
                 if problems is not None and problems not in self.problems:
                     raise ValueError(_unknown(place + ".problems", problems, self.problems, "a table [problems.NAME]"))
-                if source is not None and source not in produced:
-                    raise ValueError(_unknown(place + ".stage", source, produced, "a stage that runs before it"))
-            produced.append(name)
+                made = [n for n, s in produced.items() if s.kind == kind]
+                if source is not None and source not in made:
+                    what = f"a {kind} stage that runs before it"
+                    raise ValueError(_unknown(place + ".stage", source, made, what))
+            produced[name] = stage
         for i, item in enumerate(self.evaluation.sets):
             if item.problems is not None and item.problems not in self.problems:
                 place = f"evaluation.sets[{i}].problems"
                 raise ValueError(_unknown(place, item.problems, self.problems, "a table [problems.NAME]"))
+            if item.problems is not None and self.problems[item.problems].heldout == 0.0:
+                raise ValueError(
+                    f"evaluation.sets[{i}]: problems.{item.problems}.heldout = 0 leaves it nothing to measure"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> Recipe:
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits and . _ - +")
+        for table, names in (("stage", self.stage), ("problems", self.problems)):
+            for name in names:
+                if not re.fullmatch(r"\w[\w+-]*", name):
+                    raise ValueError(f"{table}: {name!r} cannot name a folder; use letters, digits and _ - +")
+        for name, stage in self.stage.items():
+            if name in ("previous", "base-model") or (name == "base" and stage.kind in TRAINING):
+                raise ValueError(f"stage: the name {name!r} stands for other weights already; choose another one")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_takes_weights(self) -> Recipe:
+        trained = [name for name in self.stages if name in self.stage and self.stage[name].kind in TRAINING]
+        if self.engine.kind == "endpoint" and trained:
+            raise ValueError(
+                f"engine: an endpoint cannot sample from the weights that stage.{trained[0]} makes; use kind = "
+                '"transformers", and the endpoint as the teacher of a synthesize stage'
+            )
+        if self.engine.kind == "transformers" and self.engine.model is not None:
+            raise ValueError("engine.model: the model in training is sampled from; a model of its own is a teacher's")
         return self
 
 
-def _references(name: str, stage: Stage) -> list[tuple[str, str | None, str | None]]:
+def _references(name: str, stage: Stage) -> list[tuple[str, str | None, str | None, str]]:
+    """(place in the recipe, problem set, stage, kind that the stage must have) of everything that a stage reads."""
     if isinstance(stage, SftStage):
-        return [(f"stage.{name}.data[{i}]", s.problems, s.stage) for i, s in enumerate(stage.data)]
+        return [(f"stage.{name}.data[{i}]", s.problems, s.stage, "synthesize") for i, s in enumerate(stage.data)]
     if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
-        return [(f"stage.{name}.problems[{i}]", m.problems, m.stage) for i, m in enumerate(stage.problems)]
+        return [(f"stage.{name}.problems[{i}]", m.problems, m.stage, "filter") for i, m in enumerate(stage.problems)]
     return []
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 Message = Mapping[str, str]
-"""One chat turn: `role` and `content`; an assistant turn may carry `reasoning_content` (what goes between think tags)."""
+"""A chat turn: `role` and `content`; the assistant's may carry `reasoning_content`, which goes between think tags."""
 
 VerdictKind = Literal[
     "correct",
@@ -90,7 +90,6 @@ class Group:
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
-
 
 
 def encode(record: Any) -> dict[str, Any]:

@@ -5,15 +5,17 @@ runs/NAME/ recipe.toml resolved.json lineage.json log.txt metrics.jsonl report.h
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from motet.base import jsonl
+from motet.base.errors import UserError
 
 log = logging.getLogger("motet")
 T = TypeVar("T")
@@ -23,13 +25,21 @@ class Run:
     """An open run folder. One process writes it at a time."""
 
     def __init__(self, folder: Path, console: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{folder}: no run can be written there ({error.strerror}); give another --runs") from error
+        assert file.stream is not None
+        if not _locked(file.stream):
+            file.close()
+            raise UserError(f"{folder}: another process is writing this run; wait for it, or give another name")
+        self._metrics = jsonl.Journal(folder / "metrics.jsonl")
         self.folder = folder
         self.console = console
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._handlers = [logging.FileHandler(folder / "log.txt", encoding="utf-8")]
+        self._handlers: list[logging.Handler] = [file]
         if console:
-            self._handlers.append(logging.StreamHandler(sys.stderr))
+            self._handlers.append(_StandardError())
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(handler)
@@ -43,10 +53,7 @@ class Run:
 
     def report(self, stage: str, step: int, total: int, metrics: Mapping[str, float], columns: Iterable[str]) -> None:
         """One row in metrics.jsonl with every metric, one line in the log with `columns` of them."""
-        self._metrics.write(
-            jsonl.dumps({"time": round(time.time(), 3), "stage": stage, "step": step, **metrics}) + "\n"
-        )
-        self._metrics.flush()
+        self._metrics.append({"time": round(time.time(), 3), "stage": stage, "step": step, **metrics})
         shown = "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in columns if name in metrics)
         log.info("%s %d/%d  %s", stage, step, total, shown)
 
@@ -58,20 +65,41 @@ class Run:
         if len(kept) < len(rows):
             self._metrics.close()
             jsonl.write(path, kept)
-            self._metrics = path.open("a", encoding="utf-8")
+            self._metrics = jsonl.Journal(path)
 
     def close(self) -> None:
         self._metrics.close()
         for handler in self._handlers:
             log.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+            handler.close()
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _locked(file: TextIO) -> bool:
+    """Takes a lock that ends with the process, however it ends; False where another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can be kept out
+        return True
+    return True
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: a progress bar puts a stream there that keeps lines off its row."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class Timers:
@@ -92,6 +120,10 @@ class Timers:
         return {f"time/{name}": round(value, 4) for name, value in self.seconds.items()}
 
 
+_displays: list[Any] = []
+"""The rich display of each loop that is under way, outermost first."""
+
+
 def progress(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     """Passes `items` on; on a terminal with a bar and the time left, elsewhere silently."""
     if not sys.stderr.isatty():
@@ -100,12 +132,20 @@ def progress(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # two displays at once would overwrite each other: an inner loop is one more row of the outer one's
+    outer = _displays[-1] if _displays else None
+    display = outer or Progress(*columns, console=Console(stderr=True), transient=True)
+    with nullcontext() if outer else display:
+        task = display.add_task(title, total=total)
+        _displays.append(display)
+        try:
+            for item in items:
+                yield item
+                display.advance(task)
+        finally:
+            _displays.pop()
+            display.remove_task(task)
 
 
 def peak_memory_bytes() -> int:

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from motet.base.errors import UserError
-from motet.base.records import Message
 from motet.base.recipe import Chat
+from motet.base.records import Message, Verdict
+from motet.verify.structure import CLOSE, OPEN, split
 
 DEFAULT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-OPEN, CLOSE = "<think>", "</think>"
 
 
 class Rendered(NamedTuple):
@@ -45,15 +47,16 @@ class ChatFormat:
 
     def completion_text(self, message: Message) -> str:
         reasoning, content = message.get("reasoning_content", ""), message["content"]
-        if self.config.think == "off" or (OPEN not in content and not reasoning and CLOSE not in content):
-            if self.config.think == "required":
-                raise UserError(
-                    'chat.think = "required", but an assistant turn has no reasoning (neither reasoning_content nor '
-                    f"think tags): {content[:80]!r}"
-                )
+        if self.config.think == "off":
             return f"{reasoning}\n{content}" if reasoning else content
         text = f"{OPEN}{reasoning}{CLOSE}{content}" if reasoning else content
-        return text.removeprefix(OPEN) if self.config.open_think else text
+        parts = split(text, "required")
+        if isinstance(parts, Verdict):  # trained on, it would be malformed in RL
+            raise UserError(
+                f'chat.think = "required", but an assistant turn is not <think>reasoning</think>answer '
+                f'({parts.detail}): {content[:80]!r}. Give its reasoning_content, or set chat.think = "off".'
+            )
+        return text.lstrip().removeprefix(OPEN) if self.config.open_think else text
 
     def render(self, messages: Sequence[Message]) -> list[Rendered]:
         """One training example a conversation; several where the template does not extend its own earlier text
@@ -73,16 +76,30 @@ class ChatFormat:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a completion, without its stop token."""
         end = len(tokens) - 1 if tokens and tokens[-1] in self.stop_tokens else len(tokens)
-        return str(self.tokenizer.decode(list(tokens[:end]), skip_special_tokens=False))
+        return str(
+            self.tokenizer.decode(list(tokens[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
 
     def _prompt_text(self, messages: Sequence[Message]) -> str:
         turns = [dict(m) for m in messages]
         if self.config.system is not None and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": self.config.system})
-        text: str = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.template, tokenize=False, add_generation_prompt=True
-        )
-        return text + (OPEN if self.config.open_think and not text.rstrip().endswith(OPEN) else "")
+        text = self._apply_template(turns, add_generation_prompt=True)
+        opened = text.rstrip().endswith(OPEN)
+        if opened and self.config.think == "required" and not self.config.open_think:
+            raise UserError(f"the chat template ends a prompt with {OPEN} itself; set chat.open_think = true")
+        return text + (OPEN if self.config.open_think and not opened else "")
+
+    def _apply_template(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except TemplateError as error:  # "System role not supported", say
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
@@ -91,10 +108,13 @@ class ChatFormat:
         """The first token that the template writes after an assistant's text; the tokenizer's eos where it has none."""
         marker = "motet-marker"
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
-        text: str = self.tokenizer.apply_chat_template(turns, chat_template=self.template, tokenize=False)
-        after = self.encode(text[text.rindex(marker) + len(marker) :].lstrip())
-        specials = set(self.tokenizer.all_special_ids)
-        end = next((token for token in after if token in specials), self.tokenizer.eos_token_id)
+        text = self._apply_template(turns, add_generation_prompt=False)
+        _, found, after = text.rpartition(marker)
+        if not found:
+            raise UserError("the chat template does not write what the assistant says")
+        # not all_special_ids: it lacks tokens that have no role such as eos, Llama 3's <|eot_id|> say
+        specials = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        end = next((token for token in self.encode(after.lstrip()) if token in specials), self.tokenizer.eos_token_id)
         if end is None:
             raise UserError("the tokenizer has no end-of-turn token: its template writes none and eos_token is not set")
         return int(end)

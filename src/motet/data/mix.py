@@ -1,7 +1,8 @@
-"""Weighted mixtures whose every draw is a pure function of the step, so that a resumed run goes on with the same rows."""
+"""Weighted mixtures whose every draw is a pure function of the step: a resumed run goes on with the same rows."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,14 +30,17 @@ class Mixture(Generic[T]):
         self.parts = [part for part in parts if part.items and part.weight > 0]
         if not self.parts:
             raise ValueError("a mixture needs at least one part that is not empty")
-        total = sum(part.weight for part in self.parts)
-        self._shares = [part.weight / total for part in self.parts]
+        weights = [part.weight for part in self.parts]
+        self._shares = [weight / sum(weights[index:]) for index, weight in enumerate(weights)]
+        """Of each part in what it and the parts after it get."""
         self._seed = seed
 
     def draw(self, step: int, count: int) -> list[T]:
         """The `count` items of step `step` (from 0), in a random order."""
         items: list[T] = []
-        for index, (start, stop) in enumerate(zip(self._taken(step * count), self._taken((step + 1) * count), strict=True)):
+        for index, (start, stop) in enumerate(
+            zip(self._taken(step * count), self._taken((step + 1) * count), strict=True)
+        ):
             items += [self._at(index, position) for position in range(start, stop)]
         random.Random(seed_of(self._seed, "order", step)).shuffle(items)
         return items
@@ -50,12 +54,13 @@ class Mixture(Generic[T]):
         return items
 
     def _taken(self, draws: int) -> list[int]:
-        """How many of the first `draws` fall to each part: cumulative rounding, so that they always add up."""
-        bounds, cumulative = [], 0.0
+        """How many of the first `draws` fall to each part. They add up to `draws`, and one draw more gives one part one
+        more and no part less: each part in turn takes its rounded share of what the parts before it left."""
+        taken, left = [], draws
         for share in self._shares:
-            cumulative += share
-            bounds.append(round(cumulative * draws))
-        return [bound - before for bound, before in zip(bounds, [0, *bounds], strict=False)]
+            taken.append(math.floor(share * left + 0.5))
+            left -= taken[-1]
+        return taken
 
     def _at(self, index: int, position: int) -> T:
         items = self.parts[index].items

@@ -52,7 +52,7 @@ class Batch:
 
 
 def pack(samples: Sequence[Sample], max_tokens: int, device: torch.device | str = "cpu") -> list[Batch]:
-    """Longest first, each sample into the first batch with room. A sample longer than `max_tokens` is a batch of its own.
+    """Longest first, each sample into the first batch with room. One longer than `max_tokens` is a batch of its own.
 
     How samples fall into batches changes memory and speed, never the summed loss.
     """
@@ -71,8 +71,11 @@ def pack(samples: Sequence[Sample], max_tokens: int, device: torch.device | str 
 
 
 def _batch(samples: Sequence[Sample], members: list[int], device: torch.device | str) -> Batch:
-    tokens, positions, scored, targets, advantages, behaviour = [], [], [], [], [], []
-    lengths = []
+    tokens: list[int] = []
+    positions: list[int] = []
+    scored, targets, lengths = [], [], []
+    advantages: list[float] = []
+    behaviour: list[float] = []
     for index in members:
         sample = samples[index]
         start = len(tokens)

@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 NAME = "motet"
+# Not cuDNN: it plans anew for each shape, and buckets of short documents have a new one every step.
+_FIXED_COST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
@@ -43,7 +46,7 @@ class Documents:
     def plan(lengths: list[int], device: torch.device | str = "cpu", waste: float = 1.25) -> Documents:
         """Buckets whose longest document is at most `waste` times their shortest.
 
-        Example: lengths [3, 100, 4] give a bucket of the documents 3 and 4 and a bucket of the document of 100.
+        Example: lengths [4, 100, 5] give a bucket of the documents of 5 and 4 and a bucket of the document of 100.
         """
         starts = [0]
         for length in lengths:
@@ -89,15 +92,17 @@ def packed_attention(
     """
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} asks for {name}={kwargs[name]!r}: not supported by this attention")
+            raise ValueError(
+                f"{type(module).__name__} asks for {name}={kwargs[name]!r}: not supported by this attention"
+            )
     assert documents is not None and attention_mask is None
     grouped = query_1HTD.shape[1] != key_1KTD.shape[1]
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         out = F.scaled_dot_product_attention(
-            *heads_first, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
         )
         return out.transpose(1, 2)
 
@@ -116,7 +121,8 @@ def packed_attention(
                 x.index_select(0, flat).view(*bucket.gather_SL.shape, *x.shape[1:])
                 for x in (query_THD, key_TKD, value_TKD)
             )
-            pieces.append(attend(q, k, v).flatten(0, 1).index_select(0, bucket.valid_N))
+            with sdpa_kernel(_FIXED_COST):
+                pieces.append(attend(q, k, v).flatten(0, 1).index_select(0, bucket.valid_N))
             targets.append(bucket.target_N)
     inverse_T = torch.empty_like(torch.cat(targets))
     inverse_T[torch.cat(targets)] = torch.arange(inverse_T.numel(), device=inverse_T.device)

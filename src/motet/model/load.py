@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from motet.base.errors import UserError
@@ -35,10 +38,18 @@ def load_model(path: str | Path, attention: str, device: torch.device, dtype: to
         value = getattr(config, name, None)
         if value not in (None, 1, 1.0) and not (name == "sliding_window" and not _uses_window(config)):
             raise UserError(f"{path}: the model has {name} = {value}, which motet does not support yet")
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:  # their state would run on from one packed document into the next
+        raise UserError(f"{path}: the model has layers of kind {sorted(strange)}, which motet does not support yet")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
+    model, info = loaded
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        raise UserError(f"{path}: weights are missing from it: {', '.join(sorted(info['missing_keys'])[:3])}")
     return model.to(device).eval()
 
 
@@ -68,8 +79,6 @@ def check_folder(path: str | Path) -> None:
 
 def make_tiny(config: TinyModel, tokenizer: Any, seed: int, folder: Path) -> None:
     """Writes a random Llama of the given shape, with its tokenizer, as a Hugging Face folder."""
-    if config.hidden % config.heads:
-        raise UserError(f"model.tiny.hidden ({config.hidden}) must be a multiple of model.tiny.heads ({config.heads})")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
@@ -94,7 +103,12 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes a Hugging Face folder, all or nothing."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    except Exception as error:  # what safetensors and tokenizers raise for a full disk is no OSError
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from error
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

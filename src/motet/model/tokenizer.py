@@ -40,6 +40,8 @@ def make_tokenizer(prompts: Iterable[str], texts: Iterable[str], min_share: floa
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in think])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>"
+    )
     fast.chat_template = TEMPLATE
     return fast

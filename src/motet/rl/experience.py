@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from motet.base.records import UNSCORED, Group
 from motet.base.recipe import Algorithm, Rewards
+from motet.base.records import UNSCORED, Group
 from motet.data.pack import Sample
 from motet.rl.advantages import reward_of, shuffled, standardised
 
@@ -64,7 +64,9 @@ def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]])
     for suffix, members in [("", everything), *((f"/{d}", m) for d, m in sorted(by_domain.items()))]:
         rollouts = [r for i in members for r in groups[i].rollouts]
         rewards = [s for i in members for s in scores[i] if s is not None]
-        kinds = [{r.verdict.kind == "correct" for r in groups[i].rollouts if r.verdict.score is not None} for i in members]
+        kinds = [
+            {r.verdict.kind == "correct" for r in groups[i].rollouts if r.verdict.score is not None} for i in members
+        ]
         judged = [r for r in rollouts if r.verdict.kind not in UNSCORED]
         metrics[f"reward{suffix or '/mean'}"] = _mean(rewards)
         metrics[f"pass{suffix or '/mean'}"] = _mean([r.verdict.kind == "correct" for r in judged])

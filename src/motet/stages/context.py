@@ -85,9 +85,13 @@ class Context:
 
     def sampler(self, model: Path | str, engine: EngineConfig | None = None) -> Sampler:
         """An engine on `model` (a teacher may be elsewhere), with the chat format and the pool of verifiers."""
-        return Sampler(self._engine(model, engine or self.recipe.engine), self.chat, self.pool)
+        config = engine or self.recipe.engine
+        chat = self.chat
+        if config.kind == "transformers" and config.model is not None:  # a local teacher: its own tokens and template
+            model, chat = config.model, ChatFormat(load_tokenizer(config.model), self.recipe.chat)
+        return Sampler(self._engine(model, config, chat), chat, self.pool)
 
-    def _engine(self, model: Path | str, config: EngineConfig) -> Engine:
+    def _engine(self, model: Path | str, config: EngineConfig, chat: ChatFormat) -> Engine:
         if config.kind == "endpoint":
             from motet.engine.endpoint import EndpointEngine
 
@@ -96,12 +100,10 @@ class Context:
             from motet.engine.scripted import ScriptedEngine
 
             assert config.script is not None
-            return ScriptedEngine(Path(config.script), self.chat.encode, self.chat.end_token)
+            return ScriptedEngine(Path(config.script), chat.encode, chat.end_token)
         from motet.engine.transformers import TransformersEngine
 
-        source = config.model or model
-        chat = self.chat if config.model is None else ChatFormat(load_tokenizer(config.model), self.recipe.chat)
-        return TransformersEngine(source, self.recipe.model, chat, config.batch_size)
+        return TransformersEngine(model, self.recipe.model, chat, config.batch_size)
 
     def close(self) -> None:
         if "pool" in self.__dict__:

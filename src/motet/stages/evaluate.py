@@ -8,7 +8,7 @@ from typing import Any
 
 from motet.base import jsonl
 from motet.base.recipe import Sampling
-from motet.base.records import Group, Problem, decode_group, encode
+from motet.base.records import Group, Problem, encode
 from motet.base.run import log
 from motet.base.statistics import evaluate_groups
 from motet.stages.context import Context
@@ -21,30 +21,32 @@ def run(name: str, context: Context, model: Path | str) -> dict[str, Any]:
     if done.exists():
         return jsonl.read_json(done)
     began = time.perf_counter()
+    chosen = [item for item in sets(context) if item[1]]
+    if not chosen:
+        log.info("%s: nothing is held out, so nothing is evaluated", name)
+        return {}
     sampler = context.sampler(model)
     groups: list[Group] = []
     settings = []
-    for label, problems, samples, sampling in sets(context):
+    for label, problems, samples, sampling in chosen:
         file = folder / f"evaluation-{label}.jsonl"
         settings.append({"set": label, "problems": len(problems), "samples": samples, **sampling.model_dump()})
         # the same stream for every stage: paired comparisons share their random numbers
         stream = (context.recipe.seed, "evaluation", label)
-        if file.exists():
-            groups += [decode_group(row) for _, row in jsonl.read(file)]
-            continue
         groups += sampler.groups(problems, samples, sampling, stream, file, f"{name} evaluation {label}")
     sampler.engine.close()
     jsonl.write(folder / "evaluation.jsonl", (encode(group) for group in groups))
-    for label, *_ in sets(context):
-        (folder / f"evaluation-{label}.jsonl").unlink(missing_ok=True)
     summary = evaluate_groups(groups, config.bootstrap, context.recipe.seed)
     summary["settings"] = settings
     summary["seconds"] = time.perf_counter() - began
     jsonl.write_json(done, summary)
+    for part in settings:
+        (folder / f"evaluation-{part['set']}.jsonl").unlink(missing_ok=True)
     for domain, row in summary["domains"].items():
-        interval = row["pass_at_1"]
-        log.info("%s %-12s pass@1 %.3f [%.3f, %.3f]  n %d  truncated %.2f  malformed %.2f", name, domain,
-                 interval["mean"], interval["low"], interval["high"], row["n"], row["truncated"], row["malformed"])  # fmt: skip
+        mean, low, high = (row["pass_at_1"][key] for key in ("mean", "low", "high"))
+        rate = "not judged" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        shares = f"truncated {row['truncated']:.2f}  malformed {row['malformed']:.2f}"
+        log.info("%s %-12s pass@1 %s  n %d  %s", name, domain, rate, row["n"], shares)
     return summary
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Band, FilterStage
-from motet.base.records import Group, decode_group, encode
+from motet.base.records import Group, Problem, encode
 from motet.base.run import log
 from motet.base.statistics import bootstrap_mean
 from motet.stages.context import Context
@@ -25,9 +25,7 @@ def run(name: str, config: FilterStage, context: Context, model: Path | str) -> 
     sampler = context.sampler(model)
     seed = context.recipe.seed
 
-    def sample(chosen: list[Any], file: str) -> list[Group]:
-        if (folder / file).exists():
-            return [decode_group(row) for _, row in jsonl.read(folder / file)]
+    def sample(chosen: list[Problem], file: str) -> list[Group]:
         return sampler.groups(chosen, config.n, config.sampling, (seed, name, file), folder / file, f"{name} {file}")
 
     groups = sample(problems, "groups.jsonl")

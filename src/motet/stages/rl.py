@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from motet.base import jsonl
 from motet.base.recipe import RlStage
-from motet.base.records import Group, decode_group, seed_of
+from motet.base.records import seed_of
 from motet.base.run import Timers, log, progress
 from motet.data.pack import Batch, Sample, pack
 from motet.rl import experience
@@ -25,6 +24,7 @@ COLUMNS = ("reward/mean", "groups/live_share", "policy/entropy", "rollout/tokens
 def run(name: str, config: RlStage, context: Context, model: Path | str) -> None:
     folder, seed = context.folder(name), context.recipe.seed
     if (folder / "model").exists():
+        checkpoint.remove(folder / "checkpoints")
         return
     mixture = context.mixture(config.problems, name)
     inner = config.algorithm.passes * config.algorithm.minibatches
@@ -39,31 +39,26 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
             with time("generate"):
                 file = folder / "rollouts" / f"step-{step + 1:05d}.jsonl"
                 problems = mixture.draw(step, config.prompts_per_step)
-                groups = recorded(file, learner.version) or sampler.groups(
+                groups = sampler.groups(
                     problems, config.group_size, config.sampling, (seed, name, step), file, f"{name} {step + 1}"
                 )
-            live, metrics = experience.build(groups, config.rewards, config.algorithm, seed_of(seed, name, step, "shuffle"))
+            live, metrics = experience.build(
+                groups, config.rewards, config.algorithm, seed_of(seed, name, step, "shuffle")
+            )
             if live:
                 metrics |= learn(learner, live, config, time)
                 with time("load"):
                     sampler.engine.load(learner.weights(), learner.version)
             else:
-                log.info("%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups))
+                log.info(
+                    "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
+                )
         context.run.report(name, step + 1, config.steps, {**metrics, **time.metrics()}, COLUMNS)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             checkpoint.save(folder / "checkpoints", step + 1, learner)
     sampler.engine.close()
     learner.export(folder / "model", context.tokenizer)
     checkpoint.remove(folder / "checkpoints")
-
-
-def recorded(file: Path, version: int) -> list[Group] | None:
-    """The groups of a step that a killed run had sampled with these very weights."""
-    if not file.exists():
-        return None
-    groups = [decode_group(row) for _, row in jsonl.read(file)]
-    same = all(r.completion.version == version for group in groups for r in group.rollouts)
-    return groups if same else None
 
 
 def learn(learner: Learner, live: Sequence[Sequence[Sample]], config: RlStage, time: Timers) -> dict[str, float]:
@@ -94,7 +89,11 @@ def learn(learner: Learner, live: Sequence[Sequence[Sample]], config: RlStage, t
 
 def engine_difference(packed: Sequence[Sequence[Batch]], anchors: Sequence[Sequence[torch.Tensor]]) -> dict[str, float]:
     """How far the engine's log-probabilities are from the learner's under the same weights, token by token."""
-    pairs = [(batch.behaviour_N, a) for batches, part in zip(packed, anchors, strict=True) for batch, a in zip(batches, part, strict=True)]
+    pairs = [
+        (batch.behaviour_N, a)
+        for batches, part in zip(packed, anchors, strict=True)
+        for batch, a in zip(batches, part, strict=True)
+    ]
     difference_N = torch.cat([(anchor - behaviour).abs() for behaviour, anchor in pairs])
     difference_N = difference_N[~difference_N.isnan()]
     if difference_N.numel() == 0:

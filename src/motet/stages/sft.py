@@ -24,6 +24,7 @@ COLUMNS = ("loss/nll", "optim/learning_rate", "optim/grad_norm", "tokens/second"
 def run(name: str, config: SftStage, context: Context, model: Path | str) -> None:
     folder = context.folder(name)
     if (folder / "model").exists():
+        checkpoint.remove(folder / "checkpoints")
         return
     mixture = _mixture(name, config, context)
     learner = context.learner(model, config.optimizer, config.steps)
@@ -78,13 +79,15 @@ def _mixture(name: str, config: SftStage, context: Context) -> Mixture[Sample]:
     return Mixture(parts, seed_of(context.recipe.seed, name))
 
 
-def _render(
-    conversations: list[Conversation], longest: int, context: Context
-) -> tuple[list[Sample], Counter[str]]:
+def _render(conversations: list[Conversation], longest: int, context: Context) -> tuple[list[Sample], Counter[str]]:
     samples: list[Sample] = []
     dropped: Counter[str] = Counter()
     for conversation in conversations:
-        for rendered in context.chat.render(conversation.messages):
+        try:
+            examples = context.chat.render(conversation.messages)
+        except UserError as error:
+            raise UserError(f"{conversation.source}, conversation {conversation.id}: {error}") from error
+        for rendered in examples:
             if len(rendered.tokens) > longest:
                 dropped["longer than the context"] += 1
             else:

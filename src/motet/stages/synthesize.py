@@ -1,17 +1,18 @@
-"""Verified synthetic traces: ask a teacher (by default the model itself), keep what passes every rule, count the rest."""
+"""Verified synthetic traces: ask a teacher (or the model itself), keep what passes every rule, count the rest."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import SynthesizeStage, TraceRules
-from motet.base.records import Group, Problem, Rollout, decode_group, prompt_text
+from motet.base.records import Group, Problem, Rollout, prompt_text
 from motet.stages.context import Context
 from motet.verify.structure import split
 
@@ -23,13 +24,10 @@ def run(name: str, config: SynthesizeStage, context: Context, model: Path | str)
     if (folder / "data.jsonl").exists():
         return
     problems = context.mixture(config.problems, name).first(config.count)
-    if (folder / "groups.jsonl").exists():
-        groups = [decode_group(row) for _, row in jsonl.read(folder / "groups.jsonl")]
-    else:
-        sampler = context.sampler(model, config.teacher)
-        stream = (context.recipe.seed, name)
-        groups = sampler.groups(problems, config.samples, config.sampling, stream, folder / "groups.jsonl", name)
-        sampler.engine.close()
+    sampler = context.sampler(model, config.teacher)
+    stream = (context.recipe.seed, name)
+    groups = sampler.groups(problems, config.samples, config.sampling, stream, folder / "groups.jsonl", name)
+    sampler.engine.close()
     kept, funnel = sieve(groups, config.rules, context)
     jsonl.write_json(folder / "funnel.json", funnel)
     if not kept:
@@ -46,7 +44,7 @@ def sieve(groups: list[Group], rules: TraceRules, context: Context) -> tuple[lis
     if rules.correct:
         kinds = Counter(rollout.verdict.kind for _, rollout in left if rollout.verdict.kind != "correct")
         for kind in sorted(kinds):
-            left = _apply(f"verdict: {kind}", lambda _, r, kind=kind: r.verdict.kind != kind, left, rows)
+            left = _apply(f"verdict: {kind}", partial(_not_of, kind), left, rows)
     for label, keeps in _rules(rules, context):
         left = _apply(label, keeps, left, rows)
     kept = Counter(problem.domain for problem, _ in left)
@@ -73,6 +71,10 @@ def _rules(rules: TraceRules, context: Context) -> list[tuple[str, Keeps]]:
         parts = split(rollout.completion.text, chat.config.think, chat.config.open_think)
         return isinstance(parts, tuple) and len(chat.encode(parts[0])) >= rules.min_reasoning_tokens
 
+    def short_enough(problem: Problem, rollout: Rollout) -> bool:  # in the student's tokens, whoever the teacher is
+        written = len(chat.encode(rollout.completion.text)) + 1
+        return len(chat.prompt(problem.messages)) + written <= (rules.max_tokens or 0)
+
     def first_of_its_kind(problem: Problem, rollout: Rollout) -> bool:
         key = (problem.id, " ".join(rollout.completion.text.lower().split()))
         return not (key in seen or seen.add(key))  # type: ignore[func-returns-value]
@@ -83,12 +85,8 @@ def _rules(rules: TraceRules, context: Context) -> list[tuple[str, Keeps]]:
 
     table: list[tuple[str, Keeps, bool]] = [
         ("finished", lambda _, r: r.completion.stop == "end", True),
-        ("reasoning too short", long_enough, chat.config.think == "required" and rules.min_reasoning_tokens > 0),
-        (
-            "longer than max_tokens",
-            lambda _, r: len(r.prompt_tokens) + len(r.completion.tokens) <= (rules.max_tokens or 0),
-            rules.max_tokens is not None,
-        ),
+        ("reasoning too short", long_enough, chat.config.think == "required"),
+        ("longer than max_tokens", short_enough, rules.max_tokens is not None),
         ("repetitive", lambda _, r: repetition(r.completion.text) <= rules.max_repetition, rules.max_repetition < 1.0),
         ("duplicate", first_of_its_kind, rules.deduplicate),
         ("over max_per_problem", within_quota, True),
@@ -96,10 +94,15 @@ def _rules(rules: TraceRules, context: Context) -> list[tuple[str, Keeps]]:
     return [(label, keeps) for label, keeps, on in table if on]
 
 
+def _not_of(kind: str, _: Problem, rollout: Rollout) -> bool:
+    return rollout.verdict.kind != kind
+
+
 def _apply(
     label: str, keeps: Keeps, traces: list[tuple[Problem, Rollout]], rows: list[dict[str, Any]]
 ) -> list[tuple[Problem, Rollout]]:
-    passed, failed = [], []
+    passed: list[tuple[Problem, Rollout]] = []
+    failed: list[tuple[Problem, Rollout]] = []
     for problem, rollout in traces:
         (passed if keeps(problem, rollout) else failed).append((problem, rollout))
     examples = [

@@ -10,14 +10,17 @@ import random
 from collections.abc import Iterator
 
 from motet.base.records import Problem, content_id, seed_of
+from motet.tasks.worked import TERSE
 
 
-def addition(source: str, seed: int, min_digits: int = 2, max_digits: int = 3) -> Iterator[Problem]:
-    """Endless; both numbers have between `min_digits` and `max_digits` digits."""
+def addition(source: str, seed: int, min_digits: int = 2, max_digits: int = 3, terse: float = 0.0) -> Iterator[Problem]:
+    """Endless; both numbers have between `min_digits` and `max_digits` digits; a share `terse` of the worked solutions
+    shows no steps."""
     stream = random.Random(seed_of("addition", seed))
     while True:
         a, b = (_number(stream, stream.randint(min_digits, max_digits)) for _ in range(2))
         prompt = f"{a} + {b} = ?"
+        reasoning = TERSE if stream.random() < terse else columns(a, b)
         yield Problem(
             id=f"{source}-{content_id(prompt)}",
             messages=({"role": "user", "content": prompt},),
@@ -25,7 +28,7 @@ def addition(source: str, seed: int, min_digits: int = 2, max_digits: int = 3) -
             reference=str(a + b),
             domain="math",
             source=source,
-            metadata={"solution": {"reasoning": columns(a, b), "answer": f"\\boxed{{{a + b}}}"}},
+            metadata={"solution": {"reasoning": reasoning, "answer": f"\\boxed{{{a + b}}}"}},
         )
 
 

@@ -2,7 +2,7 @@
 
 One row of {"dataset": "spell_backward"}: prompt "Spell this word backward (example: sun -> nus): moon\\nPut ...",
 verifier "procedural", reference {"dataset": "spell_backward", "entry": {"question", "answer": "noom", "metadata"}},
-worked solution {"reasoning": "m o o n\\nn o o m", "answer": "\\boxed{noom}"} (without steps for most generators).
+worked solution {"reasoning": "1m 2o 3o 4n : 4n 3o 2o 1m", "answer": "\\boxed{noom}"} (no steps for most generators).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from motet.base.errors import UserError
 from motet.base.recipe import nearest
 from motet.base.records import Problem, content_id, seed_of
-from motet.tasks.worked import worked_solution
+from motet.tasks.worked import TERSE, worked_solution
 
 INSTRUCTION = "Put the final answer in \\boxed{}."
 CHUNK = 256
@@ -25,9 +25,16 @@ CHUNK = 256
 
 
 def procedural(
-    source: str, seed: int, dataset: str, size: int | None = None, instruction: str = INSTRUCTION, **parameters: Any
+    source: str,
+    seed: int,
+    dataset: str,
+    size: int | None = None,
+    instruction: str = INSTRUCTION,
+    terse: float = 0.0,
+    **parameters: Any,
 ) -> Iterator[Problem]:
-    """Endless, or `size` problems. `parameters` are the generator's own; `instruction` follows every question."""
+    """Endless, or `size` problems. `parameters` are the generator's own; `instruction` follows every question; a share
+    `terse` of the worked solutions shows no steps."""
     create = _factory(dataset, parameters)
     for chunk in count():
         left = CHUNK if size is None else min(CHUNK, size - chunk * CHUNK)
@@ -38,15 +45,17 @@ def procedural(
         for index in range(left):
             entry = json.loads(json.dumps(generator[index], default=str))
             reference = {"dataset": dataset, "entry": entry, **({"config": parameters} if parameters else {})}
-            yield _problem(source, reference, instruction)
+            yield _problem(source, reference, instruction, terse)
 
 
-def _problem(source: str, reference: dict[str, Any], instruction: str) -> Problem:
+def _problem(source: str, reference: dict[str, Any], instruction: str, terse: float) -> Problem:
     dataset, entry = reference["dataset"], reference["entry"]
     prompt = f"{entry['question']}\n{instruction}".strip()
     metadata: dict[str, Any] = {}
     if entry["answer"] is not None:  # some generators have a scorer but no answer of their own
         metadata["solution"] = worked_solution(dataset, entry)
+        if seed_of("terse", prompt) < terse * 2**63:
+            metadata["solution"]["reasoning"] = TERSE
     return Problem(
         id=f"{source}-{content_id(prompt)}",
         messages=({"role": "user", "content": prompt},),

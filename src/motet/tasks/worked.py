@@ -11,6 +11,10 @@ from typing import Any
 
 Entry = Mapping[str, Any]
 
+TERSE = "Easy."
+"""The reasoning of a solution that shows no steps. Data found in the wild mixes terse and careful solutions, all
+of them correct; a model that imitates the mixture fails where it skips the steps, and RL finds out that they pay."""
+
 
 def worked_solution(dataset: str, entry: Entry) -> dict[str, str]:
     """{"reasoning", "answer"}; the reasoning is empty for a generator that has no writer in `SOLUTIONS`."""
@@ -43,9 +47,9 @@ def letter_hits(entry: Entry) -> str:
 
 
 def letters_backward(entry: Entry) -> str:
-    """ "moon": "m o o n\\nn o o m"."""
-    word = entry["metadata"]["word"]
-    return f"{' '.join(word)}\n{' '.join(reversed(word))}"
+    """ "moon": "1m 2o 3o 4n : 4n 3o 2o 1m": each letter with its place, then the places from the last."""
+    letters = [f"{place}{letter}" for place, letter in enumerate(entry["metadata"]["word"], 1)]
+    return f"{' '.join(letters)} : {' '.join(reversed(letters))}"
 
 
 SOLUTIONS: dict[str, Callable[[Entry], str]] = {

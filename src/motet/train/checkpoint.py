@@ -21,7 +21,12 @@ def save(folder: Path, step: int, learner: Learner) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     with (temporary / "state.pt").open("wb") as file:
-        torch.save({"step": step, **learner.state()}, file)
+        try:
+            torch.save({"step": step, **learner.state()}, file)
+        except RuntimeError as error:  # what torch makes of a write that failed: the disk is full, say
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)

@@ -1,10 +1,10 @@
 """The learner: four verbs over packed batches. Above it no device or rank; below it no reward, problem or advantage.
 
-    learner.accumulate(batches, loss)   forward and backward, the loss divided once by the step's number of tokens
-    learner.update()                    clip, optimizer step, version + 1
-    learner.logprobs(batches)           no gradient: the anchor
-    learner.weights()                   full tensors by Hugging Face name, for an engine or an export
-    learner.state() / load_state(state)  everything that the next step depends on (train/checkpoint.py keeps it)
+learner.accumulate(batches, loss)   forward and backward, the loss divided once by the step's number of tokens
+learner.update()                    clip, optimizer step, version + 1
+learner.logprobs(batches)           no gradient: the anchor
+learner.weights()                   full tensors by Hugging Face name, for an engine or an export
+learner.state() / load_state(state)  everything that the next step depends on (train/checkpoint.py keeps it)
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Learner:
         self._dtype = getattr(torch, model.dtype)
         if model.gradient_checkpointing:
             _enable_checkpointing(self.model)
-        self.model.train()  # dropout is off in every model we know of; checkpointing asks for training mode
+        _no_dropout(self.model)
+        self.model.train()  # checkpointing asks for it
         self._head = self.model.get_output_embeddings()
         if getattr(self._head, "bias", None) is not None:
             raise UserError(f"{path}: the head has a bias, which motet does not support yet")
@@ -64,7 +65,7 @@ class Learner:
         for index, batch in enumerate(batches):
             extra = extras[index] if extras is not None else None
             value, sums = loss(self._score(batch, temperature), batch, extra)
-            (value / count).backward()
+            torch.autograd.backward(value / count)
             for name, part in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(part)
         return {name: total / count for name, total in totals.items()}
@@ -73,7 +74,7 @@ class Learner:
         """One optimizer step. A gradient that is not finite raises: it would destroy the weights."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_grad_norm))
         if not math.isfinite(norm):
-            raise FloatingPointError(
+            raise UserError(
                 f"the gradient norm of optimizer step {self.version + 1} is {norm}; the weights were left as they are. "
                 "A smaller optimizer.learning_rate is the usual cure."
             )
@@ -101,6 +102,7 @@ class Learner:
             return
         copy = type(self.model)(self.model.config).to(self._dtype)
         copy.load_state_dict(self.model.state_dict())
+        copy.generation_config = self.model.generation_config
         export(copy, tokenizer, folder)
 
     def state(self) -> dict[str, Any]:
@@ -134,9 +136,16 @@ def _adamw(model: torch.nn.Module, config: Optimizer) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+
+
+def _no_dropout(model: Any) -> None:
+    """With dropout the anchor's log-probabilities would not be the ratio's own, and a resumed run not the same one."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def _enable_checkpointing(model: Any) -> None:

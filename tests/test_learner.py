@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import errno
+import random
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
+
+from motet.base.errors import UserError
+from motet.base.recipe import Model, Optimizer
+from motet.data.pack import Batch, Sample, pack
+from motet.model.load import export
+from motet.train import checkpoint
+from motet.train.learner import Learner, learning_rate
+from motet.train.logprobs import Scored
+from motet.train.losses import Sums, cross_entropy
+
+
+def learner(folder: Path, optimizer: Optimizer | None = None, steps: int = 6, **model: Any) -> Learner:
+    return Learner(folder, Model(path=str(folder), device="cpu", **model), optimizer or Optimizer(), steps)
+
+
+def samples(step: int = 0, lengths: Sequence[int] = (9, 4, 30, 4, 17)) -> list[Sample]:
+    """Random tokens, the last two thirds of each trained on."""
+    stream = random.Random(step)
+    return [
+        Sample(tuple(stream.randrange(5, 30) for _ in range(n)), tuple(3 * i >= n for i in range(n))) for n in lengths
+    ]
+
+
+def train(learner: Learner, steps: range) -> None:
+    for step in steps:
+        learner.accumulate(pack(samples(step), 40), cross_entropy)
+        learner.update()
+
+
+def gradients(learner: Learner) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+    learner.model.zero_grad()
+    return found
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.weights()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_how_samples_fall_into_batches_moves_neither_loss_nor_gradients(model_folder: Path) -> None:
+    own = learner(model_folder)
+    found = []
+    for most in (1, 25, 1000):  # each sample alone; several batches of several samples; one batch
+        batches = pack(samples(), most)
+        metrics = own.accumulate(batches, cross_entropy)
+        found.append((len(batches), metrics, gradients(own)))
+    assert [count for count, _, _ in found] == [5, 3, 1]
+    (_, metrics, expected), *others = found
+    for _, other_metrics, other in others:
+        assert other_metrics == pytest.approx(metrics, abs=1e-6)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=0)
+
+
+def test_the_loss_is_the_mean_over_all_scored_tokens_not_over_batches(model_folder: Path) -> None:
+    own = learner(model_folder)
+    batches = pack(samples(lengths=(30, 3)), 1)
+    long, short = own.logprobs(batches)
+    assert (long.numel(), short.numel()) == (20, 2)
+    loss = own.accumulate(batches, cross_entropy)["loss/nll"]
+    assert loss == pytest.approx(-float(long.sum() + short.sum()) / 22, rel=1e-6)
+
+
+def test_log_probabilities_are_taken_at_the_temperature_asked_for(model_folder: Path) -> None:
+    tokens = torch.tensor(samples(lengths=(9,))[0].tokens)
+    logits = AutoModelForCausalLM.from_pretrained(model_folder).eval()(tokens[None]).logits[0, 2:-1]
+    expected = (logits / 0.3).log_softmax(-1).gather(1, tokens[3:, None])[:, 0]
+    (found,) = learner(model_folder).logprobs(pack(samples(lengths=(9,)), 99), temperature=0.3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_recomputing_blocks_in_the_backward_pass_leaves_the_gradients_alone(model_folder: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        own = learner(model_folder, gradient_checkpointing=checkpointing)
+        own.accumulate(pack(samples(), 1000), cross_entropy)
+        found.append(gradients(own))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=0)
+
+
+def test_a_model_that_trained_with_dropout_is_trained_without(tmp_path: Path) -> None:
+    shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, attention_dropout=0.5)).save_pretrained(tmp_path)
+    own = learner(tmp_path)
+    batches = pack(samples(), 1000)
+    (first,), (second,) = own.logprobs(batches), own.logprobs(batches)
+    assert torch.equal(first, second)
+
+
+def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
+    shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    PhiForCausalLM(PhiConfig(**shape, num_attention_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the head has a bias"):
+        learner(tmp_path)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_the_docstring_says() -> None:
+    config = Optimizer(learning_rate=1.0, warmup_steps=2, final_ratio=0.0)
+    rates = [learning_rate(config, step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+    floor = config.model_copy(update={"final_ratio": 0.1})
+    assert [learning_rate(floor, step, 6) for step in (4, 6, 99)] == pytest.approx([0.55, 0.1, 0.1])
+    flat = config.model_copy(update={"schedule": "constant"})
+    assert [learning_rate(flat, step, 6) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_gains_alone(model_folder: Path) -> None:
+    own = learner(model_folder, Optimizer(learning_rate=0.5, warmup_steps=0, weight_decay=0.2, schedule="constant"))
+    before = weights(own)
+    for parameter in own.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    own.update()
+    for name, tensor in own.weights():
+        share = 0.9 if tensor.ndim == 2 else 1.0  # 1 - 0.5 x 0.2
+        torch.testing.assert_close(tensor, share * before[name])
+
+
+def test_large_gradients_are_scaled_down_to_the_norm_asked_for(model_folder: Path) -> None:
+    own = learner(model_folder, Optimizer(max_grad_norm=0.5))
+    own.accumulate(pack(samples(), 1000), lambda s, b, _: (-100 * s.logprobs_N.sum(), {}))
+    parameters = [p for p in own.model.parameters() if p.grad is not None]
+    norm = float(torch.sqrt(sum(p.grad.square().sum() for p in parameters)))
+    clipped: list[torch.Tensor] = []
+    own._optimizer.register_step_pre_hook(lambda *_: clipped.extend(p.grad.clone() for p in parameters))
+    assert norm > 0.5 and own.update()["optim/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert float(torch.sqrt(sum(g.square().sum() for g in clipped))) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_gradients_that_are_not_finite_raise_and_leave_the_weights_as_they_are(model_folder: Path) -> None:
+    def broken(scored: Scored, batch: Batch, _: torch.Tensor | None) -> tuple[torch.Tensor, Sums]:
+        return scored.logprobs_N.sum() * float("inf"), {}
+
+    own = learner(model_folder)
+    before = weights(own)
+    own.accumulate(pack(samples(), 1000), broken)
+    with pytest.raises(UserError, match=r"optimizer step 1 is nan; the weights were left.*smaller optimizer"):
+        own.update()
+    assert same(weights(own), before) and own.version == 0
+
+
+def test_a_step_without_a_token_to_score_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="every loss mask is empty"):
+        learner(model_folder).accumulate(pack([Sample((5, 6), (False, False))], 9), cross_entropy)
+
+
+def test_three_steps_a_restart_and_three_steps_are_six_steps_bit_for_bit(model_folder: Path, tmp_path: Path) -> None:
+    config = Optimizer(learning_rate=1e-2, warmup_steps=1, weight_decay=0.1)
+    whole = learner(model_folder, config)
+    train(whole, range(6))
+    first = learner(model_folder, config)
+    train(first, range(3))
+    checkpoint.save(tmp_path, 3, first)
+    second = learner(model_folder, config)
+    assert checkpoint.restore(tmp_path, second) == 3 and second.version == 3
+    train(second, range(3, 6))
+    assert same(weights(second), weights(whole)) and not same(weights(first), weights(whole))
+
+
+def test_the_newest_two_checkpoints_are_kept_and_a_half_written_one_is_ignored(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    own = learner(model_folder)
+    assert checkpoint.restore(tmp_path, own) == 0
+    for step in (9, 10, 11):
+        own.version = step
+        checkpoint.save(tmp_path, step, own)
+    (tmp_path / "step-000012.tmp").mkdir()
+    (tmp_path / "step-000012.tmp" / "state.pt").write_bytes(b"half")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000011", "step-000012.tmp"]
+    assert checkpoint.restore(tmp_path, own) == 11
+    checkpoint.save(tmp_path, 12, own)  # over the half-written one
+    assert checkpoint.restore(tmp_path, own) == 12
+    checkpoint.remove(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_the_systems_error_and_the_older_one_stays(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    own = learner(model_folder)
+    checkpoint.save(tmp_path, 1, own)
+    size = (tmp_path / "step-000001" / "state.pt").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for share in (0.1, 0.6, 0.99):  # torch meets the end of the room in different places
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), hard))
+        try:
+            with pytest.raises(OSError) as caught:
+                checkpoint.save(tmp_path, 2, own)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.errno == errno.EFBIG
+        assert checkpoint.restore(tmp_path, own) == 1
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_the_systems_error_and_the_older_one_stays(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    class Model:
+        def save_pretrained(self, folder: Path) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError, match="No space left") as caught:
+        export(Model(), tokenizer, tmp_path / "model")
+    assert caught.value.errno == errno.ENOSPC and (tmp_path / "model").exists()
+
+
+def test_an_exported_model_loads_in_transformers_and_gives_the_same_logits(
+    model_folder: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    own = learner(model_folder, Optimizer(learning_rate=1e-2, warmup_steps=0))
+    train(own, range(2))
+    own.export(tmp_path / "model", tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    tokens = torch.tensor(samples(lengths=(12,))[0].tokens)
+    logprobs = plain(tokens[None]).logits[0].log_softmax(-1)[3:-1].gather(1, tokens[4:, None])[:, 0]
+    (expected,) = own.logprobs(pack(samples(lengths=(12,)), 99))
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    assert plain.config.dtype == torch.float32 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_model_computed_in_bfloat16_keeps_float32_weights_and_is_exported_in_bfloat16(
+    model_folder: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    own = learner(model_folder, dtype="bfloat16")
+    exact = learner(model_folder)
+    batches = pack(samples(), 1000)
+    metrics = own.accumulate(batches, cross_entropy)
+    assert metrics["loss/nll"] == pytest.approx(exact.accumulate(batches, cross_entropy)["loss/nll"], abs=0.02)
+    assert {tensor.dtype for _, tensor in own.weights()} == {torch.float32}
+    own.export(tmp_path / "model", tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert plain.dtype == torch.bfloat16
+    for name, tensor in own.weights():
+        assert torch.equal(plain.state_dict()[name], tensor.bfloat16())

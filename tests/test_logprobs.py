@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from motet.train.logprobs import Scored, score, score_plainly
+
+N, D, V = 10, 6, 23
+
+
+def inputs(n: int = N, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    hidden_ND = (2 * torch.randn(n, D, generator=generator)).to(dtype).requires_grad_()
+    weight_VD = torch.randn(V, D, generator=generator, requires_grad=True)
+    return hidden_ND, weight_VD, torch.randint(V, (n,), generator=generator)
+
+
+def gradients(scored: Scored, *of: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of a sum in which every token has another weight, one of them zero and some negative."""
+    weights_N = torch.arange(scored.logprobs_N.numel()) - 3.0
+    return torch.autograd.grad((scored.logprobs_N * weights_N).sum(), of)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 4096])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scoring_in_chunks_is_scoring_at_once(temperature: float, chunk: int) -> None:
+    hidden_ND, weight_VD, targets_N = inputs()
+    plain = score_plainly(hidden_ND, weight_VD, targets_N, temperature)
+    chunked = score(hidden_ND, weight_VD, targets_N, temperature, chunk)
+    torch.testing.assert_close(chunked.logprobs_N, plain.logprobs_N, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(chunked.entropy_N, plain.entropy_N, atol=2e-6, rtol=1e-6)
+    expected = gradients(plain, hidden_ND, weight_VD)
+    for found, wanted in zip(gradients(chunked, hidden_ND, weight_VD), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
+
+
+def test_a_flat_distribution_over_23_tokens_has_log_probability_and_entropy_log_23() -> None:
+    scored = score(torch.zeros(2, D), torch.ones(V, D), torch.tensor([0, 22]))
+    assert scored.logprobs_N.tolist() == pytest.approx([-math.log(23)] * 2)
+    assert scored.entropy_N.tolist() == pytest.approx([math.log(23)] * 2)
+
+
+def test_no_token_to_score_gives_empty_results_and_zero_gradients() -> None:
+    hidden_ND, weight_VD, targets_N = inputs(0)
+    scored = score(hidden_ND, weight_VD, targets_N)
+    assert (scored.logprobs_N.shape, scored.entropy_N.shape) == ((0,), (0,))
+    grad_hidden, grad_weight = gradients(scored, hidden_ND, weight_VD)
+    assert grad_hidden.shape == (0, D) and not grad_weight.any()
+
+
+def test_logits_of_bfloat16_hidden_states_are_not_rounded_to_bfloat16() -> None:
+    hidden_ND, weight_VD, targets_N = inputs(dtype=torch.bfloat16)
+    exact_VD = weight_VD.detach().bfloat16().float().requires_grad_()  # so that the product has no rounded input
+    plain = score_plainly(hidden_ND, exact_VD, targets_N)
+    scored = score(hidden_ND, exact_VD, targets_N, chunk=4)
+    assert scored.logprobs_N.dtype == torch.float32
+    torch.testing.assert_close(scored.logprobs_N, plain.logprobs_N, atol=1e-5, rtol=1e-6)
+    grad_hidden, grad_weight = gradients(scored, hidden_ND, exact_VD)
+    wanted_hidden, wanted_weight = gradients(plain, hidden_ND, exact_VD)
+    assert (grad_hidden.dtype, grad_weight.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(grad_hidden, wanted_hidden, atol=0.1, rtol=0.02)
+    torch.testing.assert_close(grad_weight, wanted_weight, atol=0.1, rtol=0.02)
+
+
+def test_the_entropy_is_a_figure_to_report_and_carries_no_gradient() -> None:
+    assert not score(*inputs()).entropy_N.requires_grad
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation gave back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_nothing_larger_than_a_chunk_of_logits_is_ever_built() -> None:
+    hidden_ND, weight_VD, targets_N = inputs(64)
+    with LargestTensor() as chunked:
+        gradients(score(hidden_ND, weight_VD, targets_N, chunk=8), hidden_ND, weight_VD)
+    with LargestTensor() as plain:
+        gradients(score_plainly(hidden_ND, weight_VD, targets_N), hidden_ND, weight_VD)
+    assert plain.elements == 64 * V  # the probe sees the whole [tokens, vocabulary] where there is one
+    assert chunked.elements == max(64 * D, 8 * V)
