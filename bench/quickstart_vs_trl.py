@@ -6,7 +6,8 @@ Each repeat has its own seed and runs, one process after the other:
 
 1. `motet run bench/quickstart.toml`: base model, SFT, filter, RL
 2. what motet trained on, written to files: the rows of every step, as text and as tokens (not timed)
-3. SFTTrainer from the same base model on the same rows
+3. SFTTrainer from the same base model on the same rows in the same order, and once more with TRL's grouping by length,
+   which saves padding but fills a batch with one kind of conversation
 4. GRPOTrainer on the same problems, from TRL's own SFT and once more from motet's
 5. all models evaluated by motet, on the same held-out problems with the same seeds (not timed)
 
@@ -41,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "quickstart.toml"
 SFT, RL = "sft-1", "rl"
 PACKAGES = ("motet", "trl", "torch", "transformers", "accelerate", "datasets")
-MODELS = ("motet-sft", "trl-sft", "motet-rl", "trl-rl", "trl-rl-from-motet-sft")
+MODELS = ("motet-sft", "trl-sft", "trl-sft-grouped", "motet-rl", "trl-rl", "trl-rl-from-motet-sft")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rl-steps", type=int, help="fewer than the recipe's, for a trial")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, for both sides")
     parser.add_argument("--sft-variant", default="padded", help="padded, grouped or padding_free")
-    parser.add_argument("--rl-variant", default="generate", help="generate, static_cache or continuous")
+    parser.add_argument("--rl-variant", default="micro_batches", help="or whole_batches, static_cache, continuous")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "bench", help="emptied first")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quickstart_vs_trl.json")
     options = parser.parse_args(argv)
@@ -97,14 +98,15 @@ class _Bench:
         result = {"motet": motet_figures(self._motet) | {"process": seconds}}
         self._self("export", f"{name}: data for TRL")
         base, sft = self._motet / "base-model", self._motet / SFT / "model"
-        result["trl-sft"] = self._trl("sft", "trl-sft", base, name)
-        result["trl-rl"] = self._trl("rl", "trl-rl", self._work / "trl-sft", name)
-        result["trl-rl-from-motet-sft"] = self._trl("rl", "trl-rl-from-motet-sft", sft, name)
+        variants = self._options.sft_variant, self._options.rl_variant
+        result["trl-sft"] = self._trl("sft", "trl-sft", base, name, variants[0])
+        result["trl-sft-grouped"] = self._trl("sft", "trl-sft-grouped", base, name, "grouped")
+        result["trl-rl"] = self._trl("rl", "trl-rl", self._work / "trl-sft", name, variants[1])
+        result["trl-rl-from-motet-sft"] = self._trl("rl", "trl-rl-from-motet-sft", sft, name, variants[1])
         self._self("evaluate", f"{name}: evaluation")
         return {**result, "accuracy": jsonl.read_json(self._work / "accuracy.json")}
 
-    def _trl(self, kind: str, label: str, model: Path, name: str) -> dict[str, Any]:
-        variant = self._options.sft_variant if kind == "sft" else self._options.rl_variant
+    def _trl(self, kind: str, label: str, model: Path, name: str, variant: str) -> dict[str, Any]:
         seconds = self._self(f"trl-{kind}", f"{name}: {label}", str(model), label, variant)
         return {**jsonl.read_json(self._work / f"{label}.json"), "process": seconds}
 
@@ -225,37 +227,36 @@ def motet_figures(folder: Path) -> dict[str, Any]:
 
 def summary(repeats: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the repeats; a ratio is the quotient of two such means, > 1 where motet is faster."""
-
-    def mean(value: Callable[[dict[str, Any]], float]) -> float:
-        return statistics.fmean(value(r) for r in repeats)
-
-    seconds: dict[str, dict[str, float]] = {}
-    for scope in ("train", "stage"):
-        seconds[scope] = {
-            "motet sft": mean(lambda r, s=scope: r["motet"][SFT][s]),
-            "trl sft": mean(lambda r, s=scope: r["trl-sft"][s]),
-            "motet rl": mean(lambda r, s=scope: r["motet"][RL][s]),
-            "trl rl": mean(lambda r, s=scope: r["trl-rl"][s]),
-            "trl rl from motet sft": mean(lambda r, s=scope: r["trl-rl-from-motet-sft"][s]),
-        }
-        row = seconds[scope]
-        row["motet sft + rl"] = row["motet sft"] + row["motet rl"]
-        row["trl sft + rl"] = row["trl sft"] + row["trl rl"]
-    seconds["process"] = {
-        "motet sft + rl": mean(lambda r: r["motet"]["process"]),
-        "trl sft + rl": mean(lambda r: r["trl-sft"]["process"] + r["trl-rl"]["process"]),
+    seconds = {
+        scope: _means([_seconds(repeat, scope) for repeat in repeats]) for scope in ("train", "stage", "process")
     }
-    pairs = [("motet sft", "trl sft"), ("motet rl", "trl rl"), ("motet rl", "trl rl from motet sft")]
-    pairs.append(("motet sft + rl", "trl sft + rl"))
+    pairs = [("motet sft", "trl sft"), ("motet sft", "trl sft grouped")]
+    pairs += [("motet rl", "trl rl"), ("motet rl", "trl rl from motet sft")]
+    pairs += [("motet sft + rl", "trl sft + rl"), ("motet sft + rl", "trl sft grouped + rl")]
     ratios = {
         scope: {f"{theirs} / {ours}": row[theirs] / row[ours] for ours, theirs in pairs if ours in row}
         for scope, row in seconds.items()
     }
-    accuracy = {
-        model: {d: mean(lambda r, m=model, d=d: r["accuracy"][m][d]["mean"]) for d in repeats[0]["accuracy"][model]}
-        for model in MODELS
-    }
-    return {"seconds": seconds, "ratios": ratios, "accuracy": accuracy}
+    rates = [{m: {d: row["mean"] for d, row in r["accuracy"][m].items()} for m in MODELS} for r in repeats]
+    return {"seconds": seconds, "ratios": ratios, "accuracy": {m: _means([r[m] for r in rates]) for m in MODELS}}
+
+
+def _seconds(repeat: dict[str, Any], scope: str) -> dict[str, float]:
+    if scope == "process":
+        row = {"motet sft + rl": repeat["motet"]["process"]}
+    else:
+        row = {"motet sft": repeat["motet"][SFT][scope], "motet rl": repeat["motet"][RL][scope]}
+        row["motet sft + rl"] = row["motet sft"] + row["motet rl"]
+        row["trl rl from motet sft"] = repeat["trl-rl-from-motet-sft"][scope]
+        for name in ("trl sft", "trl sft grouped", "trl rl"):
+            row[name] = repeat[name.replace(" ", "-")][scope]
+    row["trl sft + rl"] = repeat["trl-sft"][scope] + repeat["trl-rl"][scope]
+    row["trl sft grouped + rl"] = repeat["trl-sft-grouped"][scope] + repeat["trl-rl"][scope]
+    return row
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -271,9 +272,9 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'':28}{'seconds':>9}{'s/step':>9}{'TRL/motet':>11}{'pass@1':>9}" + "".join(f"{d:>13}" for d in domains),
     ]
-    ours = {"trl sft": "motet sft", "trl rl": "motet rl", "trl rl from motet sft": "motet rl"}
-    rows = [("motet sft", "motet-sft", SFT), ("trl sft", "trl-sft", SFT), ("motet rl", "motet-rl", RL)]
-    rows += [("trl rl", "trl-rl", RL), ("trl rl from motet sft", MODELS[-1], RL)]
+    ours = {"trl sft": "motet sft", "trl sft grouped": "motet sft"}
+    ours |= {"trl rl": "motet rl", "trl rl from motet sft": "motet rl"}
+    rows = [(model.replace("-", " "), model, SFT if "rl" not in model.split("-") else RL) for model in MODELS]
     for name, model, stage in rows:
         ratio = f"{train[name] / train[ours[name]]:11.2f}" if name in ours else f"{'':11}"
         rates = "".join(f"{accuracy[model][d]:13.3f}" for d in domains)
@@ -282,8 +283,11 @@ def table(result: dict[str, Any]) -> str:
         )
     lines.append("")
     for scope, seconds in total["seconds"].items():
-        a, b = seconds["motet sft + rl"], seconds["trl sft + rl"]
-        lines.append(f"{'SFT + RL, ' + scope:28}motet {a:8.1f} s   TRL {b:8.1f} s   TRL/motet {b / a:5.2f}")
+        a, b, c = (seconds[name] for name in ("motet sft + rl", "trl sft + rl", "trl sft grouped + rl"))
+        lines.append(
+            f"{'SFT + RL, ' + scope:28}motet {a:7.1f} s  TRL {b:7.1f} s  TRL/motet {b / a:5.2f}"
+            f"  (grouped {c:7.1f} s, {c / a:5.2f})"
+        )
     for repeat in repeats:
         for name, comparison in repeat["accuracy"]["motet - trl"].items():
             row = comparison["all"]["difference"]

@@ -312,3 +312,18 @@ def test_a_stage_that_reads_what_is_not_there_is_refused_before_anything_is_made
     with pytest.raises(UserError, match="stage sft-2 is not done"):
         pipeline.run(micro.recipe(micro_recipe), tmp_path / "run", only=["rl"])
     assert not (tmp_path / "run").exists()
+
+
+def test_another_evaluation_trains_nothing_again_and_keeps_the_old_figures(tmp_path: Path) -> None:
+    recipe = micro.recipe(micro.write_recipe(tmp_path))
+    pipeline.run(recipe, tmp_path / "run", console=False)
+    weights = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*/model/model.safetensors")}
+    changed = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"samples": 3})})
+    states = {item.name: item.state for item in pipeline.plan(changed, tmp_path / "run")}
+    assert set(states.values()) == {"unevaluated", "done"}
+    pipeline.run(changed, tmp_path / "run", console=False)
+    assert {p: p.stat().st_mtime_ns for p in weights} == weights
+    for name in (name for name, state in states.items() if state == "unevaluated"):
+        folder = tmp_path / "run" / name
+        assert jsonl.read_json(folder / "evaluation.json")["domains"]["all"]["k"] == 3
+        assert (folder / "stale-1.evaluation.json").exists()

@@ -181,7 +181,12 @@ def _print_plan(recipe: Recipe, folder: Path, start: str | None) -> None:
     click.echo(recipe.model_dump_json(indent=1, exclude_none=True))
     click.echo(f"\nrun folder: {folder}")
     for item in plan(recipe, folder, start):
-        todo = {"done": "done, not run again", "running": "was killed, goes on", "stale": "out of date, done again"}
+        todo = {
+            "done": "done, not run again",
+            "running": "was killed, goes on",
+            "stale": "out of date, done again",
+            "unevaluated": "done, evaluated again",
+        }
         click.echo(
             f"  {item.name:<14} {item.stage.kind:<11} reads {', '.join(item.reads):<28} {todo.get(item.state, 'to do')}"
         )

@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 import motet
 from motet.base import jsonl
 from motet.base.errors import UserError
-from motet.base.recipe import EvaluateStage, FilterStage, Recipe, RlStage, SftStage, Stage, SynthesizeStage, nearest
+from motet.base.recipe import (
+    EvaluateStage,
+    FilterStage,
+    Recipe,
+    RlStage,
+    SftSource,
+    SftStage,
+    Stage,
+    SynthesizeStage,
+    nearest,
+)
 from motet.base.run import Run, log, peak_memory_bytes
 
 BASE = "base-model"
@@ -31,8 +41,11 @@ class Planned(NamedTuple):
     reads: tuple[str, ...]
     """Stages whose output it uses: its weights first."""
     hash: str
+    evaluation: str
+    """Hash of what its evaluation depends on; empty for a stage that is not evaluated."""
     state: str
-    """ "done" | "running" (killed) | "stale" (made from something else) | "new" """
+    """ "done" | "running" (killed) | "unevaluated" (done but for its evaluation) | "stale" (made from something else) |
+    "new" """
 
 
 def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned]:
@@ -50,7 +63,9 @@ def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned
         reads = (init, *(r for r in _stages_read(stage) if r != init))
         hashes[name] = _hash(_part(recipe, stage), motet.__version__, *(hashes[r] for r in reads))
         forced = forced or name == start
-        planned.append(Planned(name, stage, reads, hashes[name], _state(folder / name, hashes[name], forced)))
+        evaluation = _hash(_evaluation_part(recipe), hashes[name]) if _is_evaluated(stage) else ""
+        state = _state(folder / name, hashes[name], evaluation, forced)
+        planned.append(Planned(name, stage, reads, hashes[name], evaluation, state))
         if isinstance(stage, SftStage | RlStage):
             weights = name
     return planned
@@ -99,26 +114,30 @@ def _advance(item: Planned, context: Any, folder: Path) -> None:
         target.rename(aside)
         context.run.drop_metrics(item.name, 0)
         log.info("%s: was made from something else; set aside as %s", item.name, aside.name)
+    if item.state in ("running", "unevaluated"):
+        _set_evaluation_aside(target, item)
     manifest: dict[str, Any] = {
         "stage": item.name,
         "kind": item.stage.kind,
         "status": "running",
         "hash": item.hash,
+        "evaluation": item.evaluation,
         "version": motet.__version__,
         "inputs": {name: _manifest_hash(folder, name) for name in item.reads},
     }
-    before = _seconds_so_far(target) if item.state == "running" else 0.0
+    before = _seconds_so_far(target) if item.state in ("running", "unevaluated") else 0.0
     target.mkdir(parents=True, exist_ok=True)
     jsonl.write_json(target / "manifest.json", {**manifest, "seconds": before, "started": time.time()})
-    log.info("%s: %s%s", item.name, item.stage.kind, " (goes on)" if item.state == "running" else "")
+    note = {"running": " (goes on)", "unevaluated": " (evaluated again)"}.get(item.state, "")
+    log.info("%s: %s%s", item.name, item.stage.kind, note)
     began = time.perf_counter()
     weights = item.reads[0]
     model = context.base if weights == BASE else folder / weights / "model"
     _run_stage(item, context, model)
-    changed = isinstance(item.stage, SftStage | RlStage)
-    if isinstance(item.stage, EvaluateStage) or (changed and item.stage.evaluate):
+    if item.evaluation:
         from motet.stages import evaluate
 
+        changed = isinstance(item.stage, SftStage | RlStage)
         evaluate.run(item.name, context, target / "model" if changed else model)
     seconds = before + time.perf_counter() - began
     done = {"status": "done", "seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
@@ -213,15 +232,36 @@ def _stages_read(stage: Stage) -> list[str]:
 
 
 def _part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What of the recipe a stage's result depends on; checkpoint_every and worker counts are not in it."""
-    own = stage.model_dump(mode="json", exclude={"checkpoint_every"})
-    shared = recipe.model_dump(mode="json", include={"seed", "model", "chat", "problems", "evaluation", "engine"})
-    named = [recipe.chat.template, recipe.engine.script]
-    if isinstance(stage, SftStage):
-        named += [source.path for source in stage.data]
+    """What of the recipe the stage's own result depends on: nothing that only changes speed or its evaluation."""
+    own = stage.model_dump(mode="json", exclude={"checkpoint_every", "evaluate"})
+    sources = stage.data if isinstance(stage, SftStage) else getattr(stage, "problems", ())
+    used = {source.problems for source in sources if source.problems}
+    named = [source.path for source in sources if isinstance(source, SftSource)]
     if isinstance(stage, SynthesizeStage) and stage.teacher is not None:
         named.append(stage.teacher.script)
-    return {"stage": own, **shared, **_base_part(recipe), **_fingerprints("files", named)}
+    return {"stage": own, **_shared_part(recipe, used, named)}
+
+
+def _evaluation_part(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.evaluation
+    used = {item.problems for item in config.sets if item.problems} if config.sets else set(recipe.problems)
+    named = [item.path for item in config.sets]
+    return {"evaluation": config.model_dump(mode="json"), **_shared_part(recipe, used, named)}
+
+
+def _shared_part(recipe: Recipe, problems: set[str], named: list[str | None]) -> dict[str, Any]:
+    sets = {name: recipe.problems[name] for name in sorted(problems)}
+    named += [path for p in sets.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
+    return {
+        **recipe.model_dump(mode="json", include={"seed", "model", "chat"}),
+        "problems": {name: part.model_dump(mode="json") for name, part in sets.items()},
+        "engine": recipe.engine.model_dump(mode="json", include={"kind", "url", "model", "script"}),
+        **_fingerprints("files", [*named, recipe.chat.template, recipe.engine.script]),
+    }
+
+
+def _is_evaluated(stage: Stage) -> bool:
+    return isinstance(stage, EvaluateStage) or (isinstance(stage, SftStage | RlStage) and stage.evaluate)
 
 
 def _base_part(recipe: Recipe) -> dict[str, Any]:
@@ -247,14 +287,26 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _state(folder: Path, digest: str, forced: bool) -> str:
+def _state(folder: Path, digest: str, evaluation: str, forced: bool) -> str:
     path = folder / "manifest.json"
     if not path.exists():
         return "stale" if folder.exists() and any(folder.iterdir()) else "new"
     manifest = jsonl.read_json(path)
     if forced or manifest["hash"] != digest:
         return "stale"
+    if manifest["status"] == "done" and evaluation and manifest["evaluation"] != evaluation:
+        return "unevaluated"
     return str(manifest["status"])
+
+
+def _set_evaluation_aside(folder: Path, item: Planned) -> None:
+    """An evaluation with other settings is kept under another name, like a stage that was made from something else."""
+    if jsonl.read_json(folder / "manifest.json")["evaluation"] == item.evaluation:
+        return
+    found = [*folder.glob("evaluation.json*"), *folder.glob("evaluation-*.jsonl")]
+    number = next(i for i in range(1, 10_000) if not any(folder.glob(f"stale-{i}.evaluation*")))
+    for file in found:
+        file.rename(folder / f"stale-{number}.{file.name}")
 
 
 def _manifest_hash(folder: Path, name: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 Message = Mapping[str, str]
@@ -94,7 +94,16 @@ class Group:
 
 def encode(record: Any) -> dict[str, Any]:
     """A record as plain JSON data; `decode_problem` and `decode_group` are its inverses."""
-    return asdict(record)
+    # dataclasses.asdict would copy every token and log-probability one by one
+    return {f.name: _plain(getattr(record, f.name)) for f in fields(record)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return encode(value)
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return tuple(map(encode, value))
+    return value
 
 
 def decode_problem(row: Mapping[str, Any]) -> Problem:

@@ -81,11 +81,13 @@ class TransformersEngine:
         prompt_length = max(len(r.prompt_tokens) for r in requests)
         capacity = prompt_length + sampling.max_tokens
         cache = _SlotCache(len(self.model.base_model.layers), capacity)
-        tokens_BP = torch.zeros(len(requests), prompt_length, dtype=torch.long)
-        visible_BC = torch.zeros(len(requests), capacity, dtype=torch.bool)
-        for row, request in enumerate(requests):
-            tokens_BP[row, prompt_length - len(request.prompt_tokens) :] = torch.tensor(request.prompt_tokens)
-            visible_BC[row, prompt_length - len(request.prompt_tokens) :] = True
+        # the rollouts of a problem share its prompt: it is read once, and its columns are copied to each of them
+        prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(r.prompt_tokens for r in requests))}
+        tokens_BP = torch.zeros(len(prompts), prompt_length, dtype=torch.long)
+        visible_BC = torch.zeros(len(prompts), capacity, dtype=torch.bool)
+        for prompt, row in prompts.items():
+            tokens_BP[row, prompt_length - len(prompt) :] = torch.tensor(prompt)
+            visible_BC[row, prompt_length - len(prompt) :] = True
         tokens_BP, visible_BC = tokens_BP.to(self.device), visible_BC.to(self.device)
         positions_BP = (visible_BC[:, :prompt_length].long().cumsum(1) - 1).clamp(min=0)
         causal_PP = torch.ones(prompt_length, prompt_length, dtype=torch.bool, device=self.device).tril()
@@ -94,6 +96,10 @@ class TransformersEngine:
         mask = (visible_BC[:, None, None, :prompt_length] & causal_PP) | eye_PP
         logits_BV = self._forward(tokens_BP, positions_BP, mask, cache)
         positions_B = positions_BP[:, -1]
+        if len(prompts) < len(requests):
+            copies = torch.tensor([prompts[r.prompt_tokens] for r in requests], device=self.device)
+            cache.keep(copies)
+            visible_BC, positions_B, logits_BV = visible_BC[copies], positions_B[copies], logits_BV[copies]
         active = np.arange(len(requests))  # which request each row of the batch is
         for column in range(prompt_length, capacity + 1):
             tokens_B = rows.sample(logits_BV, active, column - prompt_length)
