@@ -36,7 +36,9 @@ def convert_smollm2(out: Path, source: Path | None = None) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(**where)
     split_digits(tokenizer)
     if END_OF_TURN not in tokenizer.get_vocab() or not tokenizer.chat_template:
-        raise UserError(f"{file}: its tokenizer has no chat template, or not the token {END_OF_TURN!r} that ends a turn")
+        raise UserError(
+            f"{file}: its tokenizer has no chat template, or not the token {END_OF_TURN!r} that ends a turn"
+        )
     tokenizer.eos_token = END_OF_TURN  # transformers 5.17 reads another token from the file, 5.23 this one
     dequantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     export(unquantised(dequantised).to(torch.bfloat16), tokenizer, out)
