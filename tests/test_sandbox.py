@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -170,7 +169,6 @@ def test_without_bubblewrap_the_rlimits_tier_is_taken_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(logging.getLogger("motet"), "propagate", True)
     probe.cache_clear()
     try:
         assert probe("auto").name == "rlimits"

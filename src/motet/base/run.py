@@ -72,6 +72,7 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
+        log.propagate = True
 
     def __enter__(self) -> Run:
         return self
