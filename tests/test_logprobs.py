@@ -131,6 +131,38 @@ def test_a_chunk_has_as_many_rows_as_the_budget_holds() -> None:
     assert rows_of_a_chunk(10_000_000, 4) == 128
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4096])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_differentiable_entropies_in_chunks_have_the_gradient_of_those_at_once(temperature: float, chunk: int) -> None:
+    hidden_ND, weight_VD, targets_N = inputs()
+    tokens_N = torch.arange(N) - 3.0
+    found = []
+    for scored in (
+        score(hidden_ND, weight_VD, targets_N, temperature, chunk, entropy="gradient"),
+        score_plainly(hidden_ND, weight_VD, targets_N, temperature, entropy="gradient"),
+    ):
+        assert scored.entropy_N is not None
+        both = (scored.logprobs_N * tokens_N).sum() + (scored.entropy_N * tokens_N.flip(0)).sum()
+        alone = scored.entropy_N.sum()
+        found.append(
+            [*torch.autograd.grad(both, (hidden_ND, weight_VD), retain_graph=True),
+             *torch.autograd.grad(alone, (hidden_ND, weight_VD))]
+        )  # fmt: skip
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+def test_the_entropy_of_two_tokens_has_the_gradient_worked_by_hand() -> None:
+    """p = 0.8, 0.2: dH/dz = -p (log p + H), H = 0.5004; the gradients of a softmax's logits add up to zero."""
+    hidden_ND = torch.tensor([[math.log(4.0)]], requires_grad=True)
+    scored = score(hidden_ND, torch.tensor([[1.0], [0.0]]), torch.tensor([0]), entropy="gradient")
+    assert scored.entropy_N is not None
+    scored.entropy_N.sum().backward()
+    entropy = -0.8 * math.log(0.8) - 0.2 * math.log(0.2)
+    assert scored.entropy_N.item() == pytest.approx(entropy)
+    assert hidden_ND.grad is not None and hidden_ND.grad.item() == pytest.approx(-0.8 * (math.log(0.8) + entropy))
+
+
 class LargestTensor(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation gave back."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from motet.data.pack import Sample, pack
 from motet.rl.advantages import reward_of, shuffled, standardised
 from motet.rl.experience import build, minibatches
 from motet.rl.objectives import ClippedPolicyLoss
-from motet.stages.rl import engine_difference, learn
+from motet.rl.reuse import engine_difference, learn
 from motet.train.learner import Learner
 from motet.train.logprobs import Scored
 
@@ -193,8 +194,10 @@ def learner(folder: Path, rate: float = 1e-2) -> Learner:
 
 
 def stage(**algorithm: Any) -> RlStage:
+    """Without guard and correction: the log-probabilities of `group` are no engine's."""
     problems: Any = [{"problems": "p"}]
-    return RlStage(kind="rl", problems=problems, prompts_per_step=4, algorithm=Algorithm(**algorithm))
+    off: dict[str, Any] = {"guard": {"on": False}, "correction": {"on": False}}
+    return RlStage(kind="rl", problems=problems, prompts_per_step=4, algorithm=Algorithm(**(off | algorithm)))
 
 
 def live_groups(count: int = 4) -> list[list[Sample]]:
@@ -245,3 +248,33 @@ def test_how_far_the_engine_is_from_the_learner_is_told_where_the_engine_told_an
     anchors = [torch.tensor([-1.5, -2.0, -9.0])]
     assert engine_difference([given], [anchors]) == {"engine/logprob_diff_mean": 0.25, "engine/logprob_diff_max": 0.5}
     assert engine_difference([pack([Sample((1, 2), (False, True))], 9)], [[torch.tensor([-1.0])]]) == {}
+
+
+def test_the_reference_holds_the_policy_where_the_stage_began(model_folder: Path) -> None:
+    """With a penalty and no advantage the current policy is pulled back to the reference; at the start it is there."""
+    own, reference = learner(model_folder), learner(model_folder)
+    config = stage(passes=3, minibatches=1, kl=1.0, kl_estimator="k2")
+    live = live_groups()
+    first = learn(own, live, config, Timers(), reference)
+    assert first["policy/kl_to_reference"] > 0.0 and reference.version == 0
+    still = [[replace(sample, advantage=0.0) for sample in samples] for samples in live]
+    second = learn(own, still, config, Timers(), reference)
+    third = learn(own, still, config, Timers(), reference)
+    assert third["policy/kl_to_reference"] < second["policy/kl_to_reference"]
+
+
+def test_an_entropy_bonus_raises_the_entropy(model_folder: Path) -> None:
+    own = learner(model_folder, 1e-3)
+    live = [[replace(sample, advantage=0.0) for sample in samples] for samples in live_groups()]
+    entropies = [
+        learn(own, live, stage(passes=1, minibatches=1, entropy_bonus=1.0), Timers())["policy/entropy"]
+        for _ in range(3)
+    ]
+    assert entropies[0] < entropies[1] < entropies[2]
+
+
+def test_each_domain_has_the_share_of_the_gradient_that_the_recipe_gives_it(model_folder: Path) -> None:
+    groups = [group("0", "correct", "incorrect"), group("1", "correct", "incorrect", "incorrect", domain="code")]
+    live = build(groups, Rewards(), Algorithm(), 1).live
+    metrics = learn(learner(model_folder), live, stage(minibatches=1, domain_weights={"math": 3.0}), Timers())
+    assert (metrics["loss/share/math"], metrics["loss/share/code"]) == pytest.approx((0.75, 0.25))

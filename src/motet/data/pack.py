@@ -28,6 +28,8 @@ class Sample:
     logprobs: tuple[float, ...] = ()
     """Behaviour log-probabilities of the scored tokens, in order (RL); empty when the engine gave none."""
     domain: str = ""
+    weight: float = 1.0
+    """Of every scored token in the summed loss (RL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,16 @@ class Batch:
     targets_N: torch.Tensor
     """The scored tokens."""
     advantages_N: torch.Tensor
+    weights_N: torch.Tensor
+    """What a token's loss counts for; the learner divides the sum by the number of scored tokens all the same."""
     behaviour_N: torch.Tensor
     """Behaviour log-probabilities; NaN where unknown."""
+    sequence_N: torch.Tensor
+    """Which of the batch's samples a scored token belongs to, as an index into `order`."""
     order: tuple[int, ...]
     """Which samples the batch holds, as indices into the packed sequence of samples."""
+    reference_N: torch.Tensor | None = None
+    """Log-probabilities under a reference policy, where there is one."""
 
     @property
     def num_scored(self) -> int:
@@ -141,8 +149,10 @@ def _batch(samples: Sequence[Sample], members: list[int], device: torch.device |
     positions: list[int] = []
     scored, targets, lengths = [], [], []
     advantages: list[float] = []
+    weights: list[float] = []
     behaviour: list[float] = []
-    for index in members:
+    owners: list[int] = []
+    for owner, index in enumerate(members):
         sample = samples[index]
         start = len(tokens)
         tokens += sample.tokens
@@ -152,6 +162,8 @@ def _batch(samples: Sequence[Sample], members: list[int], device: torch.device |
         scored += [start + i - 1 for i in places]
         targets += [sample.tokens[i] for i in places]
         advantages += [sample.advantage] * len(places)
+        weights += [sample.weight] * len(places)
+        owners += [owner] * len(places)
         behaviour += sample.logprobs or [float("nan")] * len(places)
     assert len(behaviour) == len(targets)
     return Batch(
@@ -161,6 +173,8 @@ def _batch(samples: Sequence[Sample], members: list[int], device: torch.device |
         scored_N=torch.tensor(scored, device=device, dtype=torch.long),
         targets_N=torch.tensor(targets, device=device, dtype=torch.long),
         advantages_N=torch.tensor(advantages, device=device, dtype=torch.float32),
+        weights_N=torch.tensor(weights, device=device, dtype=torch.float32),
         behaviour_N=torch.tensor(behaviour, device=device, dtype=torch.float32),
+        sequence_N=torch.tensor(owners, device=device, dtype=torch.long),
         order=tuple(members),
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from motet.base.recipe import Algorithm, Rewards
 from motet.base.records import UNSCORED, Group, count_kinds
 from motet.data.pack import Sample
-from motet.rl.advantages import reward_of, shuffled, standardised
+from motet.rl.advantages import advantages, has_signal, reward_of, shuffled
 
 
 class Experience(NamedTuple):
@@ -27,9 +27,9 @@ def build(groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed:
     if algorithm.shuffle_rewards:
         scores = shuffled(scores, seed)
     live: list[list[Sample]] = []
-    for group, group_scores in zip(groups, scores, strict=True):
-        advantages = standardised(group_scores, algorithm.advantage_std)
-        if advantages is not None:
+    domains = [group.problem.domain for group in groups]
+    for group, found in zip(groups, advantages(scores, domains, algorithm), strict=True):
+        if found is not None:
             live.append(
                 [
                     Sample(
@@ -39,7 +39,7 @@ def build(groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed:
                         logprobs=r.completion.logprobs,
                         domain=group.problem.domain,
                     )
-                    for r, advantage in zip(group.rollouts, advantages, strict=True)
+                    for r, advantage in zip(group.rollouts, found, strict=True)
                     if advantage is not None
                 ]
             )
@@ -71,7 +71,7 @@ def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]])
         judged = [r for r in rollouts if r.verdict.kind not in UNSCORED]
         metrics[f"reward{suffix or '/mean'}"] = _mean(rewards)
         metrics[f"pass{suffix or '/mean'}"] = _mean([r.verdict.kind == "correct" for r in judged])
-        metrics[f"groups/live_share{suffix}"] = _mean([standardised(scores[i]) is not None for i in members])
+        metrics[f"groups/live_share{suffix}"] = _mean([has_signal(scores[i]) for i in members])
         if not suffix:
             metrics["groups/all_correct_share"] = _mean([k == {True} for k in kinds])
             metrics["groups/all_wrong_share"] = _mean([k == {False} for k in kinds])

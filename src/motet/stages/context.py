@@ -104,6 +104,12 @@ class Context:
             seed=seed_of(self.recipe.seed, stage, "adapters"),
         )
 
+    def reference(self, stage: str, config: TrainingStage, model: Path | str) -> Learner:
+        """The weights that a stage starts from, for their log-probabilities alone: without adapters, and without the
+        float32 copies that an optimizer would step on."""
+        plain = self.recipe.model.model_copy(update={"weights": self.recipe.model.dtype})
+        return Learner(model, plain, config.optimizer, 1, None, self.recipe.mesh, self.world, self.folder(stage))
+
     def sampler(self, model: Path | str, engine: EngineConfig | None = None) -> Sampler:
         """An engine on `model` (a teacher may be elsewhere), with the chat format and the pool of verifiers."""
         config = engine or self.recipe.engine

@@ -34,7 +34,7 @@ from motet.model.skeleton import fill, skeleton
 from motet.model.ulysses import joined
 from motet.train import lora as adapters
 from motet.train.export import write_model
-from motet.train.logprobs import Scored
+from motet.train.logprobs import EntropyUse, Scored
 from motet.train.losses import Loss
 from motet.train.mesh import Mesh, deal, resolve
 from motet.train.optimizers import MOST_SKIPPED, Masters, Optimizers, norm_of
@@ -145,6 +145,11 @@ class Learner:
         self.version += 1
         self._skipped = 0
         return {"optim/grad_norm": norm, "optim/learning_rate": rate}
+
+    def discard(self) -> None:
+        """Forgets the gradients that were added since the last update."""
+        self._broken = ""
+        self._optimizers.clear()
 
     @torch.no_grad()
     def logprobs(self, batches: Sequence[Batch], temperature: float = 1.0) -> list[torch.Tensor]:
@@ -299,7 +304,7 @@ class Learner:
         self,
         batch: Batch | None,
         temperature: float,
-        entropy: bool,
+        entropy: EntropyUse,
         coefficients_N: torch.Tensor | None = None,
     ) -> Scored:
         """Of all scored tokens of the row: where processes share it, each computes those of its slice."""

@@ -15,7 +15,7 @@ besides the gradient's reads by two products. `BUDGET` bounds the [C, V] buffers
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -30,11 +30,15 @@ MOST = 4096
 """Rows of a chunk at most: beyond it matrix products gain nothing."""
 
 
+EntropyUse = bool | Literal["gradient"]
+"""Entropies: not computed, computed as a figure to report, or (an entropy bonus) differentiable as well."""
+
+
 class Scored(NamedTuple):
     logprobs_N: torch.Tensor
     """log p(target); differentiable unless coefficients were given."""
     entropy_N: torch.Tensor | None
-    """Entropy of the whole distribution in nats, where asked for; a figure to report, it carries no gradient."""
+    """Entropy of the whole distribution in nats, where asked for; without gradient unless "gradient" was asked for."""
     weighted: torch.Tensor | None = None
     """Sum of coefficients x logprobs, differentiable, where coefficients were given."""
 
@@ -45,14 +49,16 @@ def score(
     targets_N: torch.Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
-    entropy: bool = True,
+    entropy: EntropyUse = True,
     coefficients_N: torch.Tensor | None = None,
 ) -> Scored:
     """Log-probabilities of `targets_N` under softmax(hidden @ weight.T / temperature).
 
     With `coefficients_N` the gradients of sum(coefficients x logprobs) are formed while a chunk's logits exist, which
-    saves building them again in the backward pass; only `weighted` is differentiable then.
+    saves building them again in the backward pass; only `weighted` is differentiable then. Differentiable entropies
+    are computed without the kernels, and hold one more float32 buffer of a chunk's size.
     """
+    assert coefficients_N is None or entropy != "gradient"
     chunk = chunk or rows_of_a_chunk(weight_VD.shape[0], hidden_ND.element_size())
     found = _Score.apply(hidden_ND, weight_VD, targets_N, coefficients_N, temperature, chunk, entropy)  # type: ignore[no-untyped-call]
     return Scored(*found)
@@ -76,9 +82,9 @@ class _Score(torch.autograd.Function):
         coefficients_N: torch.Tensor | None,
         temperature: float,
         chunk: int,
-        entropy: bool,
+        entropy: EntropyUse,
     ) -> tuple[torch.Tensor | None, ...]:
-        head = _Head(weight_VD, hidden_ND, temperature)
+        head = _Head(weight_VD, hidden_ND, temperature, plain=entropy == "gradient")
         grads = None
         if coefficients_N is not None and any(ctx.needs_input_grad[:2]):
             grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1])
@@ -87,7 +93,7 @@ class _Score(torch.autograd.Function):
             part = slice(start, start + chunk)
             hidden_CD, targets_C = hidden_ND[part], targets_N[part]
             logits_CV = head.logits(hidden_CD)
-            parts.append(head.statistics(logits_CV, targets_C, entropy))
+            parts.append(head.statistics(logits_CV, targets_C, bool(entropy)))
             if grads is not None and coefficients_N is not None:
                 grads.add(
                     part, hidden_CD, head.gradient(logits_CV, targets_C, None, coefficients_N[part], parts[-1][1])
@@ -97,11 +103,12 @@ class _Score(torch.autograd.Function):
         logprobs_N = torch.cat([*(logprobs_C for logprobs_C, _, _ in parts), empty])
         normaliser_N = torch.cat([*(normaliser_C for _, normaliser_C, _ in parts), empty])
         entropy_N = torch.cat([*(p[2] for p in parts if p[2] is not None), empty]) if entropy else None
-        if entropy_N is not None:
+        if entropy_N is not None and entropy != "gradient":
             ctx.mark_non_differentiable(entropy_N)
         ctx.known = coefficients_N is not None
         if coefficients_N is None:
-            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normaliser_N)
+            kept_N = entropy_N if entropy == "gradient" else None
+            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normaliser_N, kept_N)
             ctx.temperature, ctx.chunk = temperature, chunk
             return logprobs_N, entropy_N, None
         ctx.mark_non_differentiable(logprobs_N)
@@ -110,33 +117,41 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, grad_N: torch.Tensor, _: torch.Tensor | None, grad_weighted: torch.Tensor | None
+        ctx: Any, grad_N: torch.Tensor, grad_entropy_N: torch.Tensor | None, grad_weighted: torch.Tensor | None
     ) -> tuple[Any, ...]:
         if ctx.known:
             (grad_hidden_ND, grad_weight_VD, dtype), ctx.grads = ctx.grads, None
             if grad_weight_VD is not None:
                 grad_weight_VD = grad_weight_VD.mul_(grad_weighted).to(dtype)
             return grad_hidden_ND.mul_(grad_weighted), grad_weight_VD, *[None] * 5
-        hidden_ND, weight_VD, targets_N, normaliser_N = ctx.saved_tensors
-        head = _Head(weight_VD, hidden_ND, ctx.temperature)
+        hidden_ND, weight_VD, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
+        head = _Head(weight_VD, hidden_ND, ctx.temperature, plain=entropy_N is not None)
         grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1])
         for start in range(0, hidden_ND.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             hidden_CD = hidden_ND[part]
             logits_CV = head.logits(hidden_CD)
             coefficients_C = grad_N[part].float()
-            grads.add(part, hidden_CD, head.gradient(logits_CV, targets_N[part], normaliser_N[part], coefficients_C))
+            rest = (targets_N[part], normaliser_N[part], coefficients_C)
+            if entropy_N is None:
+                grads.add(part, hidden_CD, head.gradient(logits_CV, *rest))
+            else:
+                assert grad_entropy_N is not None
+                slopes = (entropy_N[part], grad_entropy_N[part])
+                grads.add(part, hidden_CD, head.gradient_with_entropy(logits_CV, *rest, *slopes))
             del logits_CV
         weight = grads.weight_VD.to(weight_VD.dtype) if grads.weight_VD is not None else None
         return grads.hidden_ND, weight, *[None] * 5
 
 
 class _Head:
-    """One call's products and passes over a chunk: by triton kernels on a GPU, plainly elsewhere."""
+    """One call's products and passes over a chunk: by triton kernels on a GPU, plainly elsewhere and where asked."""
 
-    def __init__(self, weight_VD: torch.Tensor, hidden_ND: torch.Tensor, temperature: float) -> None:
+    def __init__(
+        self, weight_VD: torch.Tensor, hidden_ND: torch.Tensor, temperature: float, plain: bool = False
+    ) -> None:
         self.dtype, self.temperature = hidden_ND.dtype, temperature
-        self.fused = fused is not None and hidden_ND.is_cuda
+        self.fused = fused is not None and hidden_ND.is_cuda and not plain
         self.tensor_cores = hidden_ND.is_cuda and self.dtype in (torch.bfloat16, torch.float16)
         self.weight_VD = weight_VD.to(self.dtype)
         self._float_VD = self.weight_VD if self.tensor_cores else self.weight_VD.float()
@@ -182,6 +197,26 @@ class _Head:
         grad_CV.scatter_add_(1, targets_C[:, None], coefficients_C[:, None])
         return (grad_CV if self.temperature == 1.0 else grad_CV.div_(self.temperature)).to(self.dtype)
 
+    def gradient_with_entropy(
+        self,
+        logits_CV: torch.Tensor,
+        targets_C: torch.Tensor,
+        normaliser_C: torch.Tensor,
+        coefficients_C: torch.Tensor,
+        entropy_C: torch.Tensor,
+        entropy_coefficients_C: torch.Tensor,
+    ) -> torch.Tensor:
+        """Of sum(coefficients x logprobs + entropy coefficients x entropies) to the product hidden @ weight.T.
+
+        dH / dlogits = -p (log p + H) / temperature.
+        """
+        logprobs_CV = logits_CV.sub_(normaliser_C[:, None])
+        probabilities_CV = logprobs_CV.exp()
+        grad_CV = logprobs_CV.add_(entropy_C[:, None]).mul_(entropy_coefficients_C[:, None])
+        grad_CV.add_(coefficients_C[:, None]).mul_(probabilities_CV).neg_()
+        grad_CV.scatter_add_(1, targets_C[:, None], coefficients_C[:, None])
+        return grad_CV.div_(self.temperature).to(self.dtype)
+
 
 class _Gradients:
     def __init__(self, head: _Head, hidden_ND: torch.Tensor, of_weight: bool) -> None:
@@ -200,9 +235,14 @@ class _Gradients:
 
 
 def score_plainly(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, temperature: float = 1.0
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    temperature: float = 1.0,
+    entropy: EntropyUse = True,
 ) -> Scored:
     """The slow obvious twin of `score`: the tests compare them."""
     logprobs_NV = torch.log_softmax((hidden_ND.float() @ weight_VD.T.float()) / temperature, -1)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return Scored(logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N.detach())
+    entropy_N = entropy_N if entropy == "gradient" else entropy_N.detach()
+    return Scored(logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N)

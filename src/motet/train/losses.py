@@ -3,8 +3,8 @@
 `Loss = (Scored, Batch, extra_N | None) -> (summed loss, sums to report)`; legend: N scored tokens.
 
 A loss that is a sum of known coefficients times log-probabilities says so by a method `coefficients(batch) -> [N]`:
-then its gradients are formed while the logits exist, and its value is only reported. `entropy = False` on a loss says
-that it does not look at entropies.
+then its gradients are formed while the logits exist, and its value is only reported. `entropy` on a loss says what it
+wants of entropies: False, it does not look at them; True (and without it), figures; "gradient", differentiable ones.
 """
 
 from __future__ import annotations

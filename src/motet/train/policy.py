@@ -13,7 +13,7 @@ import torch
 from motet.data.pack import Slice
 from motet.model.ulysses import SequenceGroup
 from motet.train.heads import foreign_head
-from motet.train.logprobs import Scored, score
+from motet.train.logprobs import EntropyUse, Scored, score
 
 
 class Policy(torch.nn.Module):
@@ -28,7 +28,7 @@ class Policy(torch.nn.Module):
         row: Slice,
         temperature: float,
         sequence: SequenceGroup | None,
-        entropy: bool,
+        entropy: EntropyUse,
         coefficients_n: torch.Tensor | None,
     ) -> Scored:
         """Of the slice's scored tokens."""
