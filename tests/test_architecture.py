@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"data", "engine", "interop"}),
     frozenset({"train", "rl"}),
     frozenset({"stages", "insight"}),
-    frozenset({"pipeline"}),
+    frozenset({"pipeline", "experiments"}),
     frozenset({"cli", "__main__"}),
 )
 HALVES = (frozenset({"verify", "tasks"}), frozenset({"model", "parallel"}))

@@ -65,6 +65,37 @@ _stage_command("rl", "Run one reinforcement learning stage.")
 _stage_command("evaluate", "Run one evaluation stage.")
 
 
+@cli.group(cls=_Group)
+def experiment() -> None:
+    """Several runs of one recipe that answer a question."""
+
+
+@experiment.command()
+@_common
+@click.option("--sweep", default="1,4,8", metavar="S,S,...", help="Gradient steps on each sampled batch [1,4,8].")
+@click.option("--stage", metavar="NAME", help="Which rl stage; needed when the recipe has several.")
+@click.option("--probes", type=click.IntRange(1), default=6, help="Looks at the held-out problems in each arm [6].")
+@click.option("--guard", is_flag=True, help="Leave the recipe's guard on: it ends the steps on a batch that is spent.")
+def reuse(recipe: Path, overrides: tuple[str, ...], runs: Path, sweep: str, stage: str | None, probes: int,
+          guard: bool) -> None:  # fmt: skip
+    """How many gradient steps a batch of rollouts is good for: S as passes and as minibatches, from one checkpoint.
+
+    Every arm has the same seed, rollouts and learning rate. Killed, the same command goes on.
+    """
+    from motet.base.errors import UserError
+    from motet.base.run import follows
+    from motet.experiments import reuse as experiments
+    from motet.experiments.reuse_view import summary
+
+    if not all(part.strip().isdigit() for part in sweep.split(",")):
+        raise UserError(f"--sweep {sweep}: give whole numbers with commas between them, 1,4,8 say")
+    loaded = _load(recipe, overrides)
+    result = experiments.run(loaded, runs, recipe, [int(part) for part in sweep.split(",")], stage, probes, guard)
+    if not follows():
+        click.echo(summary(result))
+        click.echo(f"page: {runs / loaded.name / 'experiments' / 'reuse' / 'reuse.html'}")
+
+
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:

@@ -605,7 +605,7 @@ class RlStage(TrainingStage):
     """What each verdict earns."""
     domain_rewards: dict[str, dict[ScoredKind, float | None]] = Field(default_factory=dict)
     """What a domain's verdicts earn otherwise, e.g. { code = { timeout = -0.5 } }."""
-    refill: float = Field(default=0.0, ge=0.0)
+    refill: float = Field(default=0.0, ge=0.0, le=100.0)
     """Sample more problems in place of groups without a signal, at most refill x prompts_per_step of them a step
     (dynamic sampling, arXiv 2503.14476); then the step goes on with what it has. 0: none."""
     retire_at: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

@@ -35,7 +35,8 @@ class Series(NamedTuple):
     """(step, value); None breaks the line."""
 
 
-def line_chart(series: Sequence[Series], scale: Scale, label: str, height: int = 176) -> str:
+def line_chart(series: Sequence[Series], scale: Scale, label: str, height: int = 176, unit: str = "step") -> str:
+    """`unit`: what is counted along the horizontal axis."""
     series = [s._replace(points=thinned(s.points)) for s in series]
     steps = sorted({x for s in series for x, _ in s.points})
     values = [y for s in series for _, y in s.points if y is not None]
@@ -50,7 +51,7 @@ def line_chart(series: Sequence[Series], scale: Scale, label: str, height: int =
     def xy(point: tuple[float, float]) -> tuple[float, float]:
         return across(point[0]), up(_place(point[1], scale))
 
-    parts = [_grid(ticks, lambda v: up(_place(v, scale)), scale), _step_axis(steps, across, bottom)]
+    parts = [_grid(ticks, lambda v: up(_place(v, scale)), scale), _step_axis(steps, across, bottom, unit)]
     for s in series:
         smooth = len(s.points) >= SMOOTHED_FROM
         if not smooth or len(series) <= MOST_RAW:
@@ -202,13 +203,13 @@ def tick_labels(ticks: Sequence[float], scale: Scale) -> list[str]:
     return [f"{tick:.{decimals}f}" + (" %" if scale == "share" else "") for tick in shown]
 
 
-def _step_axis(steps: list[float], across: Callable[[float], float], bottom: float) -> str:
+def _step_axis(steps: list[float], across: Callable[[float], float], bottom: float, unit: str) -> str:
     if steps[0] == steps[-1]:
-        return _text(across(steps[0]), bottom + 16, f"step {steps[0]:,.0f}", "tick middle")
+        return _text(across(steps[0]), bottom + 16, f"{unit} {steps[0]:,.0f}".strip(), "tick middle")
     width = max(1.0, nice((steps[-1] - steps[0]) / 4))
     marks = [m * width for m in range(math.ceil(steps[0] / width), math.floor(steps[-1] / width) + 1)]
     clear = [m for m in marks if across(m) > across(steps[0]) + 48]
-    texts = [_text(across(steps[0]) - 6, bottom + 16, f"step {steps[0]:,.0f}", "tick")]
+    texts = [_text(across(steps[0]) - 6, bottom + 16, f"{unit} {steps[0]:,.0f}".strip(), "tick")]
     texts += [_text(min(across(m), WIDTH - RIGHT - 8), bottom + 16, f"{m:,.0f}", "tick middle") for m in clear]
     return "".join(texts)
 

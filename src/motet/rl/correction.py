@@ -11,6 +11,7 @@ Tokens without a behaviour log-probability weigh 1. Legend: N scored tokens, B s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,8 +23,9 @@ from motet.data.pack import Batch
 from motet.rl.objectives import MOST, sequence_means
 
 ROUNDING = 1e-3
-"""A difference of log-probabilities below this is another order of summation, not another policy: the weight is 1, bit
-for bit, so that a resumed run, whose engine decodes other completions side by side, takes the same steps."""
+"""A difference of log-probabilities below this is another order of summation, not another policy: the engine's value is
+taken to be the anchor's, and the weight is 1, bit for bit. So a resumed run, whose engine decodes other completions
+side by side, takes the same steps."""
 
 Packed = list[list[Batch]]
 """Batches by minibatch."""
@@ -33,7 +35,7 @@ Logprobs = list[list[torch.Tensor]]
 
 class Weighed(NamedTuple):
     packed: Packed
-    """The batches with their weights multiplied."""
+    """The batches with their weights multiplied, and with behaviour log-probabilities free of rounding."""
     metrics: dict[str, float]
 
 
@@ -50,12 +52,12 @@ def weigh(packed: Packed, anchors: Logprobs, config: Correction) -> Weighed:
     for batches, parts in zip(packed, anchors, strict=True):
         done = []
         for batch, anchor_N in zip(batches, parts, strict=True):
+            rounded_N = (anchor_N - batch.behaviour_N).abs() < ROUNDING
+            batch = replace(batch, behaviour_N=torch.where(rounded_N, anchor_N, batch.behaviour_N))
             known_N = ~batch.behaviour_N.isnan()
-            log_N = torch.where(known_N, anchor_N - batch.behaviour_N, torch.zeros_like(anchor_N))
-            log_N = log_N.clamp(-MOST, MOST)
-            mean_B = sequence_means(log_N, batch).abs()
-            out_B = mean_B > torch.tensor(config.sequence_bound).log().item()
-            raw_N = torch.where(log_N.abs() < ROUNDING, torch.zeros_like(log_N), log_N).exp()
+            log_N = torch.where(known_N, anchor_N - batch.behaviour_N, torch.zeros_like(anchor_N)).clamp(-MOST, MOST)
+            out_B = sequence_means(log_N, batch).abs() > math.log(config.sequence_bound)
+            raw_N = log_N.exp()
             masked, sequences = masked + int(out_B.sum()), sequences + out_B.numel()
             truncated += int((raw_N > config.token_cap).sum())
             weights.append(raw_N[known_N].double())

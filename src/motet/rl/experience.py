@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from motet.base.recipe import Algorithm, Rewards
 from motet.base.records import UNSCORED, Group, count_kinds
@@ -18,11 +18,15 @@ class Experience(NamedTuple):
     metrics: dict[str, float]
 
 
-def build(groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed: int) -> Experience:
+OwnRewards = Mapping[str, Mapping[Any, float | None]]
+"""By domain, what it rewards otherwise than `Rewards` does."""
+
+
+def build(
+    groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed: int, own: OwnRewards | None = None
+) -> Experience:
     """Groups without a signal (all rewards equal) and unscored rollouts are out of the loss; all are counted."""
-    table = rewards.model_dump()
-    partial = [group.problem.metadata.get("scoring") == "mean" for group in groups]
-    scores = [[reward_of(r.verdict, table, p) for r in g.rollouts] for g, p in zip(groups, partial, strict=True)]
+    scores = [rewards_of(group, rewards, own or {}) for group in groups]
     metrics = _describe(groups, scores)
     if algorithm.shuffle_rewards:
         scores = shuffled(scores, seed)
@@ -45,6 +49,13 @@ def build(groups: Sequence[Group], rewards: Rewards, algorithm: Algorithm, seed:
             )
     metrics["groups/in_loss"] = len(live)
     return Experience(live, metrics)
+
+
+def rewards_of(group: Group, rewards: Rewards, own: OwnRewards) -> list[float | None]:
+    """Of each rollout, by the table of the group's domain."""
+    table = {**rewards.model_dump(), **own.get(group.problem.domain, {})}
+    partial = group.problem.metadata.get("scoring") == "mean"
+    return [reward_of(rollout.verdict, table, partial) for rollout in group.rollouts]
 
 
 def minibatches(live: Sequence[Sequence[Sample]], count: int) -> list[list[Sample]]:

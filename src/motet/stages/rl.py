@@ -11,6 +11,8 @@ from motet.model.rope import require_positions
 from motet.rl import experience
 from motet.rl.reuse import learn
 from motet.stages.context import Context
+from motet.stages.selection import Selection
+from motet.stages.probe import Probe
 from motet.train import checkpoint
 
 COLUMNS = ("reward/mean", "groups/live_share", "policy/entropy", "rollout/tokens_mean", "rollout/truncated_share",
@@ -23,12 +25,14 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
         context.world.first(lambda: checkpoint.remove(folder / "checkpoints"))
         return
     require_positions(name, "sampling.max_tokens", config.sampling.max_tokens, model)
-    mixture = context.mixture(config.problems, name)
+    selection = Selection(name, config, context)
+    probe = Probe(name, config, context)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)
     reference = context.reference(name, config, model) if config.algorithm.kl else None
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", learner)
     start = checkpoints.restore()
+    selection.restore(start)
     sampler = context.shared_sampler(model)
     sampler.engine.load(learner.weights(), learner.version)
     context.run.drop_metrics(name, start + 1)
@@ -36,14 +40,10 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
         time = Timers()
         with time("step"):
             with time("generate"):
-                file = folder / "rollouts" / f"step-{step + 1:05d}.jsonl"
-                problems = mixture.draw(step, config.prompts_per_step)
-                groups = sampler.groups(
-                    problems, config.group_size, config.sampling, (seed, name, step), file, f"{name} {step + 1}"
-                )
-            live, metrics = experience.build(
-                groups, config.rewards, config.algorithm, seed_of(seed, name, step, "shuffle")
-            )
+                groups, chosen = selection.sample(sampler, step)
+            shuffle = seed_of(seed, name, step, "shuffle")
+            live, metrics = experience.build(groups, config.rewards, config.algorithm, shuffle, config.domain_rewards)
+            metrics |= chosen
             if live:
                 metrics |= learn(learner, live, config, time, reference)
                 with time("load"):
@@ -52,9 +52,12 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
                 log.info(
                     "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
                 )
+        metrics |= probe.measure(sampler, step + 1, time)
         context.run.report(name, step + 1, config.steps, {**metrics, **time.metrics()}, COLUMNS)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             checkpoints.save(step + 1)
+            selection.save(step + 1)
+    selection.save(config.steps)
     sampler.engine.close()
     learner.export(folder / "model", context.tokenizer)
     checkpoints.remove()

@@ -1,0 +1,145 @@
+"""Which problems a step of RL samples: by quota, without those that rest, refilled where groups have no signal.
+
+Everything drawn is a function of the seed, the step and the groups of the steps before: a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from motet.base import jsonl
+from motet.base.recipe import RlStage
+from motet.base.records import Group, Problem, decode_group, seed_of
+from motet.base.run import log
+from motet.data.mix import Mixture
+from motet.rl.advantages import has_signal
+from motet.rl.experience import rewards_of
+from motet.rl.posterior import Posterior
+from motet.rl.rollouts import Sampler
+from motet.stages.context import Context
+
+
+class Selection:
+    def __init__(self, name: str, config: RlStage, context: Context) -> None:
+        self._name, self._config, self._context = name, config, context
+        self._seed = context.recipe.seed
+        self._folder = context.folder(name)
+        self._mixture = context.mixture(config.problems, name)
+        self._extra = Mixture(self._mixture.parts, seed_of(self._seed, name, "refill"))
+        self._part_of = {p.id: part for part in self._mixture.parts for p in part.items}
+        self.posterior = Posterior(self._filtered(), config.retire_at, config.return_after)
+
+    def restore(self, step: int) -> None:
+        """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
+        file = self._folder / "problems-state.jsonl"
+        rows = [row for _, row in jsonl.read(file)] if file.exists() else []
+        if step and rows and all(row["step"] == step for row in rows):
+            self.posterior.load(rows)
+            return
+        self.posterior.restart()
+        for done in range(1, step + 1):
+            refills = sorted((self._folder / "rollouts").glob(f"refill-{done:05d}-???.jsonl"))
+            for path in (self._file(done), *refills):
+                self.posterior.observe(done, [decode_group(row) for _, row in jsonl.read(path)])
+
+    def save(self, step: int) -> None:
+        rows = self.posterior.rows(step)
+        self._context.world.first(lambda: jsonl.write(self._folder / "problems-state.jsonl", rows))
+
+    def sample(self, sampler: Sampler, step: int) -> tuple[list[Group], dict[str, float]]:
+        """The groups of step `step` (from 0), and figures of what was chosen."""
+        config = self._config
+        problems, replaced, exhausted = self._drawn(step)
+        stream = (self._seed, self._name, step)
+        title = f"{self._name} {step + 1}"
+        groups = sampler.groups(problems, config.group_size, config.sampling, stream, self._file(step + 1), title)
+        self.posterior.observe(step + 1, groups)
+        metrics: dict[str, float] = {}
+        if config.refill:
+            extra = self._refilled(sampler, step, groups, title)
+            metrics |= {"groups/refilled": len(extra), "groups/refilled_live": sum(map(self._is_live, extra))}
+            groups = [*groups, *extra]
+        if config.retire_at is not None:
+            resting = self.posterior.resting(step + 2)
+            metrics |= {"problems/retired": resting, "problems/replaced": replaced, "problems/exhausted": exhausted}
+        return groups, metrics | {"problems/rate_mean": self.posterior.rate_mean()}
+
+    def _drawn(self, step: int) -> tuple[list[Problem], int, int]:
+        """(problems, how many stand for resting ones, how many rest and had no stand-in in their part)."""
+        drawn = self._mixture.draw(step, self._config.prompts_per_step)
+        resting = [self.posterior.rests(problem.id, step + 1) for problem in drawn]
+        used = {problem.id for problem, rests in zip(drawn, resting, strict=True) if not rests}
+        chosen, replaced = [], 0
+        for place, (problem, rests) in enumerate(zip(drawn, resting, strict=True)):
+            if rests:
+                awake = [
+                    p
+                    for p in self._part_of[problem.id].items
+                    if p.id not in used and not self.posterior.rests(p.id, step + 1)
+                ]
+                if awake:
+                    problem = random.Random(seed_of(self._seed, self._name, "instead", step, place)).choice(awake)
+                    used.add(problem.id)
+                    replaced += 1
+            chosen.append(problem)
+        exhausted = Counter(p.domain for p in chosen if self.posterior.rests(p.id, step + 1))
+        for domain, count in exhausted.items():
+            log.info("%s step %d: %d retired problems of %s were asked again: no others are left", self._name,
+                     step + 1, count, domain)  # fmt: skip
+        return chosen, replaced, sum(exhausted.values())
+
+    def _refilled(self, sampler: Sampler, step: int, groups: Sequence[Group], title: str) -> list[Group]:
+        """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) with a budget: more problems for the groups that have
+        no signal, at most refill x prompts_per_step of them; then the step goes on with what it has."""
+        config = self._config
+        wanted, left = config.prompts_per_step, int(config.refill * config.prompts_per_step)
+        used = {group.problem.id for group in groups}
+        live, found = sum(map(self._is_live, groups)), list[Group]()
+        round_ = 0
+        while live < wanted and left > 0:
+            round_ += 1
+            # at least a quarter of a batch: rounds that wait for one problem each would keep the engine empty
+            count = min(left, max(wanted - live, -(-wanted // 4)))
+            left -= count
+            problems = []
+            for problem in self._extra.draw(step * REFILLS + round_, count):
+                if problem.id not in used and not self.posterior.rests(problem.id, step + 1):
+                    used.add(problem.id)
+                    problems.append(problem)
+            if not problems:
+                continue
+            stream = (self._seed, self._name, step, "refill", round_)
+            file = self._refill(step + 1, round_)
+            more = sampler.groups(
+                problems, config.group_size, config.sampling, stream, file, f"{title} refill {round_}"
+            )
+            self.posterior.observe(step + 1, more)
+            live += sum(map(self._is_live, more))
+            found += more
+        if live < wanted:
+            log.info("%s step %d: %d of %d groups have a signal; the budget of refill is used up", self._name, step + 1,
+                     live, wanted)  # fmt: skip
+        return found
+
+    def _is_live(self, group: Group) -> bool:
+        return has_signal(rewards_of(group, self._config.rewards, self._config.domain_rewards))
+
+    def _filtered(self) -> list[Group]:
+        """What the filter stages of the mixture saw, as the first evidence."""
+        stages = sorted({mix.stage for mix in self._config.problems if mix.stage is not None})
+        files = [self._context.folder(stage) / "groups.jsonl" for stage in stages]
+        groups = (decode_group(row) for file in files if file.exists() for _, row in jsonl.read(file))
+        return [group for group in groups if group.problem.id in self._part_of]
+
+    def _file(self, step: int) -> Path:
+        return self._folder / "rollouts" / f"step-{step:05d}.jsonl"
+
+    def _refill(self, step: int, round_: int) -> Path:
+        return self._folder / "rollouts" / f"refill-{step:05d}-{round_:03d}.jsonl"
+
+
+REFILLS = 1000
+"""Above the number of rounds that a step can have: four for each batch's worth of budget, and one."""
