@@ -21,23 +21,32 @@ def prompts(options: argparse.Namespace) -> list[list[int]]:
 
 
 def motet(options: argparse.Namespace) -> dict[str, Any]:
-    from motet.base.recipe import Chat, Engine, Model, Optimizer
+    from motet.base.recipe import Algorithm, Chat, Engine, Guard, Mix, Model, Optimizer, RlStage, Sampling
+    from motet.base.run import Timers
     from motet.data.chat import ChatFormat
-    from motet.data.pack import Sample, pack
+    from motet.data.pack import Sample
     from motet.engine import vllm
     from motet.engine.protocol import Request, SamplingParams
     from motet.model.load import load_tokenizer
     from motet.rl.advantages import standardised
-    from motet.rl.objectives import ClippedPolicyLoss
+    from motet.rl.reuse import learn
     from motet.train.learner import Learner
 
     model = Model(path=str(options.model), dtype="bfloat16" if CUDA else "float32")
-    optimizer = Optimizer(learning_rate=SETTINGS["learning_rate"], schedule="constant", warmup_steps=0)
-    learner = Learner(options.model, model, optimizer, options.steps)
+    config = RlStage(
+        kind="rl", problems=(Mix(problems="parity"),), steps=options.steps, prompts_per_step=PROMPTS, group_size=GROUP,
+        micro_batch_tokens=32768,
+        optimizer=Optimizer(learning_rate=SETTINGS["learning_rate"], schedule="constant", warmup_steps=0),
+        algorithm=Algorithm(
+            clip_low=SETTINGS["clip_low"], clip_high=SETTINGS["clip_high"], aggregation="tokens", guard=Guard(on=False)
+        ),
+        sampling=Sampling(temperature=1.0, max_tokens=options.tokens),
+    )  # fmt: skip
+    learner = Learner(options.model, model, config.optimizer, options.steps)
     chat = ChatFormat(load_tokenizer(options.model), Chat(think="off"))
     settings = Engine(
         kind="vllm",
-        sleep=2 if CUDA else 0,
+        sleep=options.sleep if CUDA else 0,
         memory_share=SETTINGS["memory_share"],
         batch_size=PROMPTS * GROUP,
         context=PROMPT_TOKENS + options.tokens,
@@ -45,45 +54,36 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
     )
     engine = vllm.make(options.model, model, chat, settings)
     engine.load(learner.weights(), 0)
-    loss = ClippedPolicyLoss(SETTINGS["clip_low"], SETTINGS["clip_high"])
-    rows, clock, tokens, apart = prompts(options), Clock(), 0, 0.0
+    rows, clock, tokens, metrics = prompts(options), Clock(), 0, dict[str, float]()
     for step in range(options.steps):
         clock.start_step()
         mine = [tuple(row) for row in rows[step * PROMPTS : (step + 1) * PROMPTS] for _ in range(GROUP)]
         asked = [Request(row, (), 10_000 * step + i) for i, row in enumerate(mine)]
         with phase(clock, "sample"):
             answers = dict(engine.generate(asked, SamplingParams(1.0, 1.0, options.tokens)))
-        samples = []
+        live = []
         for start in range(0, len(asked), GROUP):
             members = range(start, start + GROUP)
-            advantages = standardised([reward(answers[i].tokens) for i in members])
-            for i, advantage in zip(members, advantages or [None] * GROUP, strict=True):
-                mask = (False,) * len(asked[i].prompt_tokens) + (True,) * len(answers[i].tokens)
-                samples.append(
-                    Sample(asked[i].prompt_tokens + answers[i].tokens, mask, advantage or 0.0, answers[i].logprobs)
-                )
+            advantages = standardised([reward(answers[i].tokens) for i in members]) or [0.0] * GROUP
+            live.append([
+                Sample(asked[i].prompt_tokens + answers[i].tokens,
+                       (False,) * len(asked[i].prompt_tokens) + (True,) * len(answers[i].tokens),
+                       advantage or 0.0, answers[i].logprobs)
+                for i, advantage in zip(members, advantages, strict=True)
+            ])  # fmt: skip
         tokens += sum(len(c.tokens) for c in answers.values())
-        with phase(clock, "anchor"):
-            batches = pack(samples, 32768, learner.device)
-            anchors = learner.logprobs(batches)
-            log_ratio = torch.cat([a - b.behaviour_N for a, b in zip(anchors, batches, strict=True)])
-            apart = float(log_ratio.abs().mean())
-            weights = log_ratio.exp().clamp(max=2.0)
-            metrics = {
-                "importance_mean": float(weights.mean()),
-                "effective": float(weights.sum() ** 2 / weights.square().sum()),
-            }
-        with phase(clock, "train"):
-            learner.accumulate(batches, loss, anchors)
-            learner.update()
+        timers = Timers()
+        metrics = learn(learner, live, config, timers)
+        for name in ("anchor", "train"):
+            clock.add(name, timers.seconds[name])
         with phase(clock, "load"):
             engine.load(learner.weights(), learner.version)
         clock.end_step()
+    reported = ("engine/logprob_diff_mean", "correction/importance_mean", "correction/ess", "optim/grad_norm")
     return {
         **clock.medians(),
         "tokens_per_step": tokens / options.steps,
-        "logprob_difference": apart,
-        **metrics,
+        **{name: metrics[name] for name in reported},
         **peak(),
     }
 
@@ -129,7 +129,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
         return [reward(ids) for ids in completion_ids]
 
     with_vllm: dict[str, Any] = {
-        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": True,
+        "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": options.sleep > 0,
         "vllm_gpu_memory_utilization": SETTINGS["memory_share"],
         "vllm_max_model_length": PROMPT_TOKENS + options.tokens,
     } if CUDA else {"use_cpu": True}  # fmt: skip

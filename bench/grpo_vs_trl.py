@@ -1,14 +1,15 @@
-"""One GRPO step of motet against one of TRL, both with vLLM colocated in the trainer's process and sleep mode on.
+"""One GRPO step of motet against one of TRL, both with vLLM colocated in the trainer's process.
 
     python bench/grpo_vs_trl.py --out grpo.json      on a GPU: 0.6B Qwen3 shape, 8 prompts x 8 completions of 256 tokens
     python bench/grpo_vs_trl.py --shape tiny --steps 3 --tokens 16 --python-motet A --python-trl B    a dry run on a CPU
 
 Same in both: start weights, prompts, the number and length of completions, rewards (the parity of the sum of a
-completion's token ids, so that every group has a signal), vLLM's share of memory and its sleep level 2, float32 weights
-with bfloat16 products, AdamW, clip 0.2 / 0.28, no KL term, S = 1 (one optimizer step on each sampled batch), the
-log-probabilities of the engine returned and those of the anchor computed and compared with them. TRL 1.16 says so by
-use_vllm with importance-sampling correction, per_device_train_batch_size x gradient_accumulation_steps = 64 and
-num_iterations = 1; `--trl-batch` is how many rows it takes in one pass (its logits are whole).
+completion's token ids, so that every group has a signal), vLLM's share of memory and its sleep mode (level 2;
+`--sleep 0`: neither), float32 weights with bfloat16 products, AdamW, clip 0.2 / 0.28, no KL term, S = 1 (one optimizer
+step on each sampled batch), the log-probabilities of the engine returned and those of the anchor computed and compared
+with them. TRL 1.16 says so by use_vllm with importance-sampling correction, per_device_train_batch_size x
+gradient_accumulation_steps = 64 and num_iterations = 1; `--trl-batch` is how many rows it takes in one pass (its logits
+are whole).
 
 Each side is a process of its own, one after the other; the device's memory is read by this one while they run.
 On a CPU TRL samples with transformers: the times of a dry run say nothing.
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--shape", default="0.6B")
     parser.add_argument("--steps", type=int, default=22, help="the first two are left out of the medians")
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--sleep", type=int, choices=(0, 2), default=2, help="vLLM's sleep level between phases")
     parser.add_argument("--trl-batch", type=int, nargs="+", default=[16])
     parser.add_argument("--python-motet", default=sys.executable)
     parser.add_argument("--python-trl", default=sys.executable)
@@ -66,7 +68,8 @@ def main() -> int:
 def one_side(name: str, python: str, batch: int | None, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as answer, Memory() as memory:
         words = ["--side", name.split()[0], "--model", str(folder), "--out", answer.name, "--shape", options.shape,
-                 "--steps", str(options.steps), "--tokens", str(options.tokens)]  # fmt: skip
+                 "--steps", str(options.steps), "--tokens", str(options.tokens),
+                 "--sleep", str(options.sleep)]  # fmt: skip
         words += ["--trl-batch", str(batch)] if batch else []
         status = subprocess.run([python, str(Path(__file__).resolve()), *words]).returncode
         text = Path(answer.name).read_text()

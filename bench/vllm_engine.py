@@ -1,7 +1,7 @@
 """motet's vLLM engine against vLLM alone, and what loading and sleeping cost. One call, one table, JSON with --out.
 
     python bench/vllm_engine.py --out vllm.json                    on a GPU: 0.6B Qwen3 shape, random weights
-    python bench/vllm_engine.py --shape tiny --tokens 16 --batches 8 --served     a dry run on a CPU
+    python bench/vllm_engine.py --shape tiny --tokens 16 --batches 8 --sections alone engine files    a dry run on a CPU
 
 Each section is a process of its own with the same vLLM settings, one after the other. "alone" is `LLM.generate` without
 log-probabilities and seeds, which is what vLLM does fastest; "engine" is motet's engine with both, on the same prompts
@@ -37,7 +37,8 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--served", action="store_true", help="a server of its own too (IPC and files)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["alone", "engine"],
+                        help="ipc, files: a server of its own, and how weights reach it")  # fmt: skip
     parser.add_argument("--python", default=sys.executable, help="the server's Python")
     parser.add_argument("--model", type=Path, help="where the random model lies or is written")
     parser.add_argument("--out", type=Path)
@@ -50,12 +51,7 @@ def main() -> int:
     write = [sys.executable, str(Path(__file__).parent / "random_model.py"), str(folder), options.shape]
     subprocess.run(write, check=True)  # this process takes no memory of the device
     result: dict[str, Any] = {"device": torch.cuda.get_device_name() if CUDA else "cpu", "shape": options.shape}
-    for section in [
-        "alone",
-        "engine",
-        *(["ipc"] if CUDA and options.served else []),
-        *(["files"] if options.served else []),
-    ]:
+    for section in options.sections:
         began = time.perf_counter()
         with tempfile.NamedTemporaryFile(suffix=".json") as answer:
             command = [sys.executable, *sys.argv, "--section", section, "--model", str(folder), "--out", answer.name]

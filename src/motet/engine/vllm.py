@@ -30,6 +30,7 @@ from motet.engine.arrival import Ledger, compare
 from motet.engine.protocol import Request, SamplingParams
 from motet.engine.vllm_worker import read_folder
 from motet.model.load import device_of
+from motet.model.rope import positions_of
 
 if TYPE_CHECKING:
     from motet.engine.vllm_local import LocalVllm
@@ -214,6 +215,12 @@ def neutral(sampling: SamplingParams, request: Request, stops: Sequence[int]) ->
         "ignore_eos": True,  # the chat format's stop tokens, the model's own among them, are all that ends a completion
         "logprobs": 0 if sampling.top_p == 1.0 else None,  # 0: of the sampled token, and no other
     }
+
+
+def whole_prompts(path: str | Path, settings: Settings) -> dict[str, int]:
+    """On a CPU, vLLM cannot take back the random number that a prompt cut in two draws for nothing (its generators have
+    no offset there, and it ends with an error): prompts are computed whole, in a step that holds the longest."""
+    return {"max_num_batched_tokens": max(8192, settings.context or positions_of(path) or 0)}
 
 
 class Lender:

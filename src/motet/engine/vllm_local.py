@@ -18,7 +18,8 @@ from motet.base.recipe import Model
 from motet.base.records import Completion
 from motet.data.chat import ChatFormat
 from motet.engine.protocol import Request, SamplingParams
-from motet.engine.vllm import Vllm, Weights, neutral, refuse_unfit
+from motet.engine.vllm import Vllm, Weights, neutral, refuse_unfit, whole_prompts
+from motet.model.load import device_of
 
 EXTENSION = "motet.engine.vllm_worker.Arrival"
 
@@ -102,6 +103,7 @@ class LocalVllm(Vllm):
 
 def arguments(path: str | Path, model: Model, settings: Settings) -> dict[str, Any]:
     """What `vllm.LLM` is made with."""
+    on_cpu = device_of(model).type == "cpu"
     return {
         "model": str(path),
         "dtype": model.dtype,
@@ -117,6 +119,7 @@ def arguments(path: str | Path, model: Model, settings: Settings) -> dict[str, A
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
         **({"max_model_len": settings.context} if settings.context else {}),
+        **({"enable_chunked_prefill": False, **whole_prompts(path, settings)} if on_cpu else {}),
     }
 
 

@@ -15,6 +15,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
 from motet.engine import vllm_worker
+from motet.engine.vllm import whole_prompts
 
 START_SECONDS = 1800.0
 """Longest start: compiling and recording graphs of a large model takes minutes."""
@@ -75,12 +76,15 @@ def command(path: str | Path, model: Model, settings: Settings, port: int, devic
     }
     if device == "cuda":
         options["--gpu-memory-utilization"] = settings.memory_share
+    else:
+        options |= {f"--{name.replace('_', '-')}": value for name, value in whole_prompts(path, settings).items()}
     if settings.context:
         options["--max-model-len"] = settings.context
     if backend in ("ipc", "nccl"):
         options["--weight-transfer-config"] = f'{{"backend": "{backend}"}}'
     switches = ["--enable-prefix-caching"]
     switches += ["--enforce-eager"] if settings.eager else []
+    switches += ["--no-enable-chunked-prefill"] if device == "cpu" else []
     switches += ["--enable-sleep-mode"] if settings.sleep else []
     words = [word for name, value in options.items() for word in (name, str(value))]
     return [settings.python, vllm_worker.__file__, "serve", str(path), *words, *switches, *settings.arguments]
