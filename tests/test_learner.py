@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
@@ -174,6 +175,17 @@ def test_three_steps_a_restart_and_three_steps_are_six_steps_bit_for_bit(model_f
     assert checkpoint.Checkpoints(tmp_path, second).restore() == 3 and second.version == 3
     train(second, range(3, 6))
     assert same(weights(second), weights(whole)) and not same(weights(first), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_checkpoint_written_behind_holds_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
+    value = torch.arange(4.0)
+    written = checkpoint._alone({"weights/a": value}, dcp.FileSystemWriter(tmp_path / "c"))
+    value.add_(1.0)  # training goes on
+    written.result()
+    found = {"weights/a": torch.zeros(4)}
+    dcp.load(found, storage_reader=dcp.FileSystemReader(tmp_path / "c"), no_dist=True)
+    assert found["weights/a"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_the_newest_two_checkpoints_are_kept_and_a_half_written_one_is_ignored(

@@ -118,3 +118,20 @@ def test_six_problems_are_the_fewest_that_can_tell() -> None:
 def test_importing_the_statistics_imports_neither_numpy_nor_torch() -> None:
     code = "import sys, motet.base.statistics; sys.exit('numpy' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_instances_of_one_template_are_resampled_together() -> None:
+    # two templates of fifty instances, one always solved, one never: a resample is 0, 1/2 or 1
+    values, units = [1.0] * 50 + [0.0] * 50, ["a"] * 50 + ["b"] * 50
+    together = bootstrap_mean(values, 2000, 1, units)
+    assert together == (0.5, 0.0, 1.0)
+    apart = bootstrap_mean(values, 2000, 1)
+    assert apart.low > 0.35 and apart.high < 0.65
+    # where each has a template of its own, nothing changes
+    assert bootstrap_mean(values, 2000, 1, [str(i) for i in range(100)]) == apart
+
+
+def test_a_template_with_more_instances_weighs_more_in_the_resample_that_holds_it() -> None:
+    # resamples of {a: 3 x 1.0, b: 1 x 0.0}: a a = 1, b b = 0, a b = 3/4
+    interval = bootstrap_mean([1.0, 1.0, 1.0, 0.0], 4000, 2, ["a", "a", "a", "b"])
+    assert interval.mean == 0.75 and interval.low == 0.0 and interval.high == 1.0

@@ -1,6 +1,7 @@
 """Evaluation numbers with intervals: pass@k, bootstrap over problems, paired differences. No torch; numpy inside.
 
-The unit of resampling is the problem: rollouts of one problem are not independent. A domain named "all" in the results
+The unit of resampling is the problem, since rollouts of one problem are not independent, and where problems are
+instances of templates (`split_key`) the template with all of its problems. A domain named "all" in the results
 is the macro average, the mean over domains of the domains' means, with problems resampled inside each domain
 (a stratified bootstrap), so that a domain with many problems does not drown the others.
 
@@ -44,6 +45,8 @@ class Tally(NamedTuple):
     kinds: tuple[VerdictKind, ...]
     tokens: tuple[int, ...]
     """Completion tokens of each rollout."""
+    template: str = ""
+    """Of which the problem is an instance; empty: of none."""
 
     @property
     def passed(self) -> int:
@@ -61,6 +64,7 @@ def tally(group: Group) -> Tally:
         content_id(problem.domain, problem.id, prompt_text(problem)),
         tuple(rollout.verdict.kind for rollout in group.rollouts),
         tuple(len(rollout.completion.tokens) for rollout in group.rollouts),
+        str(problem.metadata.get("split_key", "")),
     )
 
 
@@ -74,9 +78,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
-def bootstrap_mean(values: Sequence[float], resamples: int, seed: int) -> Interval:
-    """95 % percentile bootstrap of the mean; `values` holds one number a problem, at least one."""
-    return _interval(values, _resampled_means(values, resamples, seed))
+def bootstrap_mean(values: Sequence[float], resamples: int, seed: int, units: Sequence[str] = ()) -> Interval:
+    """95 % percentile bootstrap of the mean; `values` holds one number a problem, at least one. Problems of one of
+    `units` (templates; one name a problem) are drawn together."""
+    return _interval(values, _resampled_means(values, resamples, seed, units))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], resamples: int, seed: int) -> Interval:
@@ -98,8 +103,10 @@ def evaluate_groups(groups: Iterable[Group], bootstrap: int, seed: int) -> dict[
     by_domain: dict[str, list[Tally]] = {}
     for group in groups:
         by_domain.setdefault(group.problem.domain, []).append(tally(group))
-    rates = {name: [t.passed / t.judged for t in tallies if t.judged] for name, tallies in by_domain.items()}
-    intervals = _stratified(rates, bootstrap, seed)
+    judged = {name: [t for t in tallies if t.judged] for name, tallies in by_domain.items()}
+    rates = {name: [t.passed / t.judged for t in tallies] for name, tallies in judged.items()}
+    units = {name: [unit_of(t) for t in tallies] for name, tallies in judged.items()}
+    intervals = _stratified(rates, units, bootstrap, seed)
     domains = {
         name: _summary(tallies, _pass_curve(tallies), intervals.get(name))
         for name, tallies in sorted(by_domain.items())
@@ -123,11 +130,14 @@ def compare_tallies(a: Iterable[Tally], b: Iterable[Tally], bootstrap: int = 200
     """
     before = {t.key: t for t in a if t.judged}
     pairs: dict[str, list[tuple[float, float]]] = {}
+    units: dict[str, list[str]] = {}
     for t in b:
         if t.judged and t.key in before:
             other = before[t.key]
             pairs.setdefault(t.domain, []).append((other.passed / other.judged, t.passed / t.judged))
-    intervals = _stratified({name: [y - x for x, y in rows] for name, rows in pairs.items()}, bootstrap, seed)
+            units.setdefault(t.domain, []).append(unit_of(t))
+    changes = {name: [y - x for x, y in rows] for name, rows in pairs.items()}
+    intervals = _stratified(changes, units, bootstrap, seed)
     result = {
         name: _comparison(intervals[name], _mean([x for x, _ in rows]), _mean([y for _, y in rows]), len(rows))
         for name, rows in sorted(pairs.items())
@@ -137,6 +147,11 @@ def compare_tallies(a: Iterable[Tally], b: Iterable[Tally], bootstrap: int = 200
         count = sum(row["n"] for row in result.values())
         result[ALL] = _comparison(intervals[ALL], _mean([x for x, _ in means]), _mean([y for _, y in means]), count)
     return result
+
+
+def unit_of(t: Tally) -> str:
+    """What is resampled as one: the template, else the problem."""
+    return t.template or t.key
 
 
 def enough_to_tell(pairs: int) -> bool:
@@ -176,7 +191,9 @@ def _pass_curve(tallies: list[Tally]) -> dict[int, float]:
     return {j: _mean([pass_at_k(t.judged, t.passed, j) for t in tallies if t.judged >= j]) for j in range(1, most + 1)}
 
 
-def _stratified(values: Mapping[str, Sequence[float]], resamples: int, seed: int) -> dict[str, Interval]:
+def _stratified(
+    values: Mapping[str, Sequence[float]], units: Mapping[str, Sequence[str]], resamples: int, seed: int
+) -> dict[str, Interval]:
     """An interval for each domain that has values, and for "all", the mean of their means.
 
     Each domain has a random stream of its own: adding a domain does not move the interval of another.
@@ -184,7 +201,10 @@ def _stratified(values: Mapping[str, Sequence[float]], resamples: int, seed: int
     filled = {name: rows for name, rows in sorted(values.items()) if rows}
     if not filled:
         return {}
-    draws = {name: _resampled_means(rows, resamples, seed_of(seed, "bootstrap", name)) for name, rows in filled.items()}
+    draws = {
+        name: _resampled_means(rows, resamples, seed_of(seed, "bootstrap", name), units[name])
+        for name, rows in filled.items()
+    }
     result = {name: _interval(rows, draws[name]) for name, rows in filled.items()}
     macro = next(iter(draws.values())) * 0.0
     for means in draws.values():
@@ -193,18 +213,24 @@ def _stratified(values: Mapping[str, Sequence[float]], resamples: int, seed: int
     return result
 
 
-def _resampled_means(values: Sequence[float], resamples: int, seed: int) -> Floats:
+def _resampled_means(values: Sequence[float], resamples: int, seed: int, units: Sequence[str] = ()) -> Floats:
+    """A mean of each resample: of as many units, drawn with replacement, as there are, each with all of its values."""
     import numpy
 
     if not values or resamples < 1:
         raise ValueError(f"a bootstrap needs values and resamples, got {len(values)} values, {resamples} resamples")
-    given = numpy.asarray(values, dtype=numpy.float64)
+    places = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    owner = [places[unit] for unit in units] if units else range(len(values))
+    count = len(places) or len(values)
+    sums = numpy.bincount(owner, weights=numpy.asarray(values, dtype=numpy.float64), minlength=count)
+    sizes = numpy.bincount(owner, minlength=count).astype(numpy.float64)
     random = numpy.random.default_rng(seed)
     means = numpy.empty(resamples)
-    rows = max(1, DRAWN_AT_ONCE // len(given))
+    rows = max(1, DRAWN_AT_ONCE // count)
     for start in range(0, resamples, rows):
         stop = min(start + rows, resamples)
-        means[start:stop] = given[random.integers(0, len(given), size=(stop - start, len(given)))].mean(axis=1)
+        drawn = random.integers(0, count, size=(stop - start, count))
+        means[start:stop] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     return means
 
 

@@ -63,6 +63,7 @@ class LocalVllm(Vllm):
 
         kind = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
         waiting: dict[str, int] = {}
+        kept: dict[str, list[Any]] = {}
         # those of one prompt beside each other: the first computes it, the others find it in the cache
         for index in sorted(range(len(requests)), key=lambda i: requests[i].prompt_tokens):
             self._asked += 1
@@ -70,12 +71,15 @@ class LocalVllm(Vllm):
             waiting[name] = index
             parameters = Parameters(**neutral(sampling, requests[index], self._stops), **kind)
             self._engine.add_request(name, tokens_input(list(requests[index].prompt_tokens)), parameters)
+            if parameters.logprobs is not None:
+                kept[name] = self._keep_logprobs(name)
         try:
             while waiting:
                 for output in self._engine.step():
                     if output.finished:
-                        answer = output.outputs[0]
-                        logprobs = answer.logprobs.logprobs if answer.logprobs is not None else ()
+                        answer, steps = output.outputs[0], kept.pop(output.request_id, ())
+                        # a row for each token, the sampled one first
+                        logprobs = [value for rows in steps for value in rows[:, 0].tolist()]
                         yield (
                             waiting.pop(output.request_id),
                             self._completion(list(answer.token_ids), logprobs, answer.finish_reason),
@@ -85,6 +89,17 @@ class LocalVllm(Vllm):
                 self._engine.abort_request(list(waiting))
                 while self._engine.has_unfinished_requests():
                     self._engine.step()
+
+    def _keep_logprobs(self, name: str) -> list[Any]:
+        """Where the log-probabilities of a request will be: one array a step, as the engine gives them. vLLM would turn
+        each into Python's lists and sums at once, on the thread on which the GPU's next step waits."""
+        steps: list[Any] = []
+        processor = self._engine.output_processor
+        (own,) = processor.external_req_ids[name]
+        processor.request_states[own].logprobs_processor.update_from_output = lambda output: steps.append(
+            output.new_logprobs.logprobs
+        )
+        return steps
 
     def _transfer(self, weights: Weights) -> None:
         self._llm.collective_rpc("motet_load", args=(weights,))
