@@ -187,10 +187,9 @@ def export(recipe: Recipe, work: Path) -> None:
             return str(context.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
         rows = []
-        # the private function is what the stage draws from: anything rebuilt here could differ from it
-        conversations = sft._mixture(SFT, sft_stage, context)
+        conversations = sft.prepare(SFT, sft_stage, context, context.base)
         for step in range(sft_stage.steps):
-            for sample in conversations.draw(step, sft_stage.batch_size):
+            for sample in conversations.draw(step):
                 start = sample.loss_mask.index(True)
                 texts = {"prompt": text(sample.tokens[:start]), "completion": text(sample.tokens[start:])}
                 rows.append({**texts, "tokens": sample.tokens, "num_prompt": start})

@@ -16,15 +16,15 @@ SOURCE = Path(__file__).parent.parent / "src"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"base"}),
     frozenset({"verify", "tasks", "model", "parallel"}),
-    frozenset({"data", "engine", "interop"}),
-    frozenset({"train", "rl"}),
+    frozenset({"data", "funnel", "engine", "interop"}),
+    frozenset({"train", "rl", "fit"}),
     frozenset({"stages", "insight"}),
-    frozenset({"pipeline", "experiments"}),
+    frozenset({"pipeline", "experiments", "plan", "doctor"}),
     frozenset({"cli", "__main__"}),
 )
 HALVES = (frozenset({"verify", "tasks"}), frozenset({"model", "parallel"}))
 """Of floor 1: neither knows the other, in particular no model knows of problems and rewards."""
-LIGHT = ("base", "verify", "tasks")
+LIGHT = ("base", "verify", "tasks", "funnel")
 HEAVY = ("sympy", "math_verify", "reasoning_gym", "pyarrow", "numpy", "httpx", "jinja2")
 
 

@@ -9,7 +9,7 @@ import pytest
 from motet.base.errors import UserError
 from motet.base.recipe import SftSource
 from motet.base.records import Problem
-from motet.data.conversations import Conversation, load_conversations, read_conversations, solutions
+from motet.data.conversations import Conversation, conversations, placed_conversations, read_conversations, solutions
 from motet.tasks import ProblemSplit
 
 USER = {"role": "user", "content": "12 + 7 = ?"}
@@ -30,8 +30,11 @@ def read(folder: Path, *rows: dict[str, Any], **options: Any) -> list[Conversati
         {"prompt": "12 + 7 = ?", "completion": "<think>2 + 7 = 9</think>19"},
         {"prompt": "12 + 7 = ?", "completion": "19", "reasoning": "2 + 7 = 9"},
         {"prompt": [USER], "completion": [THOUGHT]},
+        {"prompt": "12 + 7 = ?", "completion": [{"role": "assistant", "content": "19", "reasoning": "2 + 7 = 9"}]},
+        {"messages": [USER, {"role": "assistant", "content": "19", "thinking": "2 + 7 = 9"}]},
         {"conversations": [{"from": "human", "value": "12 + 7 = ?"},
                            {"from": "gpt", "value": "<think>2 + 7 = 9</think>19"}]},
+        {"conversations": [USER, THOUGHT]},
     ],
 )  # fmt: skip
 def test_every_kind_of_row_gives_the_same_conversation(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -69,11 +72,37 @@ def test_columns_name_the_fields_of_the_file(tmp_path: Path) -> None:
         ({"messages": "x"}, "field 'messages' must be a list"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, r"field 'conversations\[0\]\.from' must be one of"),
         ({"conversations": [{"from": "gpt"}]}, r"field 'conversations\[0\]' must be"),
+        ({"conversations": [{"role": "bot", "content": "x"}]}, r"field 'conversations\[0\]\.role' must be one of"),
+        ({"messages": [USER, {**THOUGHT, "reasoning_content": [1]}]},
+         r"field 'messages\[1\]\.reasoning_content' must be text, got \[1\]"),
+        ({"prompt": "x", "completion": "y", "system": 5}, "field 'system' must be text, got 5"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_row_names_file_line_and_field(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=r"c\.jsonl, line 2: " + message):
         read(tmp_path, {"messages": [USER, THOUGHT]}, row)
+
+
+def test_a_rows_own_system_text_stands_before_turns_that_have_none(tmp_path: Path) -> None:
+    own = {"role": "system", "content": "Add."}
+    sharegpt = {"system": "Add.", "conversations": [{"from": "human", "value": "2"}, {"from": "gpt", "value": "3"}]}
+    first, second = read(tmp_path, sharegpt, {"system": "Other.", "messages": [own, USER, THOUGHT]})
+    assert first.messages[0] == second.messages[0] == own
+    assert [m["role"] for m in first.messages] == ["system", "user", "assistant"]
+    (mapped,) = read(tmp_path, {"prompt": "1", "completion": "2", "s": {"t": "Add."}}, columns={"system": "s.t"})
+    assert mapped.messages[0] == own
+
+
+def test_a_conversation_knows_its_line_and_field_and_wrong_rows_come_between_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(
+        json.dumps({"messages": [USER, THOUGHT]}) + '\n{"prompt": "x"}\n\n{"prompt": "x", "completion": "y"}\n'
+    )
+    first, wrong, last = placed_conversations(str(path))
+    assert isinstance(first, Conversation) and isinstance(last, Conversation)
+    assert (first.place, first.held_in) == (f"{path}, line 1", "messages")
+    assert isinstance(wrong, UserError) and f"{path}, line 2: field 'completion' is missing" in str(wrong)
+    assert (last.place, last.held_in) == (f"{path}, line 4", "completion")
 
 
 def test_a_file_without_a_row_is_refused(tmp_path: Path) -> None:
@@ -101,15 +130,19 @@ def test_a_source_of_a_mixture_is_a_problem_set_a_stage_or_a_file(tmp_path: Path
     (stage / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     split = ProblemSplit((problem("a", {"reasoning": "r", "answer": "19"}),), (), {})
 
-    (solved,) = load_conversations(SftSource(problems="sums"), lambda name: split, tmp_path)
+    def both(source: SftSource) -> list[Conversation]:
+        found = list(conversations(source, lambda name: split, tmp_path))
+        return [item for item in found if isinstance(item, Conversation)]
+
+    (solved,) = both(SftSource(problems="sums"))
     assert solved.id == "a"
-    first, second = load_conversations(SftSource(stage="synthesize"), lambda name: split, tmp_path)
+    first, second = both(SftSource(stage="synthesize"))
     assert first.id.startswith("p/") and first.id != second.id
     assert (first.source, first.domain, first.messages[1]["content"]) == ("synthesize", "math", "a")
-    assert len(load_conversations(SftSource(path=str(stage / "data.jsonl")), lambda name: split, tmp_path)) == 2
+    assert len(both(SftSource(path=str(stage / "data.jsonl")))) == 2
 
 
 def test_a_problem_set_without_any_worked_solution_is_refused_for_sft(tmp_path: Path) -> None:
     split = ProblemSplit((problem("a", None),), (), {})
     with pytest.raises(UserError, match=r"problems\.sums: none of its problems has a worked solution"):
-        load_conversations(SftSource(problems="sums"), lambda name: split, tmp_path)
+        list(conversations(SftSource(problems="sums"), lambda name: split, tmp_path))

@@ -14,7 +14,7 @@ import test_rl
 from motet.base.recipe import Algorithm, Correction
 from motet.base.run import Timers, log
 from motet.data.pack import Sample, pack
-from motet.rl.correction import weigh
+from motet.rl.correction import figures, weigh
 from motet.rl.reuse import crossed, learn
 from test_objectives import LENGTHS, batch_of, run, tensors, trl_loss
 
@@ -27,9 +27,9 @@ def weighed(ratios: list[list[float]], config: Correction, weight: float = 1.0) 
     ]
     (batch,) = pack(samples, 10**6)
     anchor_N = torch.tensor([math.log(value) - 1.0 for i in batch.order for value in ratios[i]])
-    packed, metrics = weigh([[batch]], [[anchor_N]], config)
-    split = packed[0][0].weights_N.split([len(ratios[i]) for i in batch.order])
-    return [split[batch.order.index(i)].tolist() for i in range(len(ratios))], metrics
+    found = weigh(batch, anchor_N, config)
+    split = found.batch.weights_N.split([len(ratios[i]) for i in batch.order])
+    return [split[batch.order.index(i)].tolist() for i in range(len(ratios))], figures([found])
 
 
 def test_a_token_weighs_its_ratio_up_to_the_cap() -> None:
@@ -62,8 +62,8 @@ def test_switched_off_the_correction_reports_what_it_would_do_and_changes_nothin
 
 def test_tokens_without_a_behaviour_log_probability_weigh_one_and_are_no_evidence() -> None:
     (batch,) = pack([Sample((1, 2, 3), (False, True, True))], 99)
-    ((done,),), metrics = weigh([[batch]], [[torch.tensor([-3.0, -0.1])]], Correction())
-    assert done.weights_N.tolist() == [1.0, 1.0] and metrics == {}
+    found = weigh(batch, torch.tensor([-3.0, -0.1]), Correction())
+    assert found.batch.weights_N.tolist() == [1.0, 1.0] and figures([found]) == {}
 
 
 def test_the_corrected_loss_is_that_of_trl_with_truncated_token_weights() -> None:
@@ -71,7 +71,7 @@ def test_the_corrected_loss_is_that_of_trl_with_truncated_token_weights() -> Non
     batch = batch_of(algorithm)
     logs = tensors(batch.num_scored, seed=4)
     batch = replace(batch, behaviour_N=logs[2])
-    (((corrected,),), _) = weigh([[batch]], [[logs[1]]], algorithm.correction)
+    corrected = weigh(batch, logs[1], algorithm.correction).batch
     from motet.rl.objectives import policy_loss
 
     value, gradient = run(policy_loss(algorithm), corrected, logs[0], logs[1])
@@ -108,7 +108,7 @@ def test_where_every_sequence_is_out_no_step_is_taken(model_folder: Path, caplog
 # ---- the guard
 
 
-def figures(**given: float) -> dict[str, float]:
+def told(**given: float) -> dict[str, float]:
     still = {"policy/clip_low_share": 0.0, "policy/clip_high_share": 0.0, "policy/m2_to_anchor": 0.0,
              "policy/kl_to_anchor": 0.0, "policy/ess": 1.0}  # fmt: skip
     return still | {f"policy/{name}": value for name, value in given.items()}
@@ -127,15 +127,15 @@ def figures(**given: float) -> dict[str, float]:
     ],
 )
 def test_each_bound_ends_the_steps(given: dict[str, float], text: str) -> None:
-    found = crossed(figures(**given), Algorithm())
+    found = crossed(told(**given), Algorithm())
     assert found.startswith(text) and bool(found) == bool(text)
-    assert crossed(figures(**given), Algorithm.model_validate({"guard": {"on": False}})) == ""
+    assert crossed(told(**given), Algorithm.model_validate({"guard": {"on": False}})) == ""
 
 
 def test_a_bound_of_zero_is_none_and_gspo_is_not_judged_by_what_it_clips() -> None:
-    everything = figures(m2_to_anchor=9.0, ess=0.0, clip_high_share=1.0, kl_to_anchor=9.0)
+    everything = told(m2_to_anchor=9.0, ess=0.0, clip_high_share=1.0, kl_to_anchor=9.0)
     assert crossed(everything, Algorithm.model_validate({"guard": {"m2": 0, "ess": 0, "clip_share": 0, "kl": 0}})) == ""
-    assert crossed(figures(clip_high_share=0.5), Algorithm(objective="gspo")) == ""
+    assert crossed(told(clip_high_share=0.5), Algorithm(objective="gspo")) == ""
 
 
 def test_the_guard_leaves_the_steps_that_the_batch_is_not_good_for(

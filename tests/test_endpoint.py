@@ -189,29 +189,30 @@ def test_an_answer_that_is_no_chat_completion_is_tried_again(server: Server) -> 
 def test_a_reply_that_takes_longer_than_the_time_out_is_asked_for_again(server: Server) -> None:
     server.hold["p"] = threading.Event()
     engine = engine_for(server, timeout_seconds=0.2, retries=1)
-    with pytest.raises(UserError, match="no completion in 2 tries; the last: ReadTimeout"):
+    with pytest.raises(UserError, match="no completion in 2 tries; the last: timeout: ReadTimeout"):
         ask(engine, "p")
 
 
 def test_a_server_that_stays_down_ends_in_an_error_that_tells_its_words_and_what_to_change(server: Server) -> None:
     server.replies["p"] = [failed(500, "disk full")]
-    with pytest.raises(UserError, match=r"3 tries; the last: status 500: disk full.*engine\.url"):
+    with pytest.raises(UserError, match=r"3 tries; the last: status 500: disk full.*url is right"):
         ask(engine_for(server, retries=2), "p")
     assert len(server.received) == 3
 
 
 def test_a_port_where_nobody_listens_ends_in_an_error_that_names_the_address(server: Server) -> None:
     server.close()
-    with pytest.raises(UserError, match=rf"{server.url}.* 1 tries; the last: ConnectError"):
+    with pytest.raises(UserError, match=rf"{server.url}.* 1 tries; the last: connection: ConnectError"):
         ask(engine_for(server, retries=0), "p")
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"), [(400, "refused again"), (401, "MOTET_TEST_KEY"), (403, "MOTET_TEST_KEY"), (404, "teacher")]
+    ("status", "advice"),
+    [(400, "max_tokens"), (410, "refused again"), (401, "MOTET_TEST_KEY"), (403, "MOTET_TEST_KEY"), (404, "teacher")],
 )
 def test_a_refused_request_is_not_repeated_and_the_server_is_quoted(server: Server, status: int, advice: str) -> None:
-    server.replies["p"] = [failed(status, "prompt is too long")]
-    with pytest.raises(UserError, match=f"status {status}: 'prompt is too long'.*{advice}"):
+    server.replies["p"] = [failed(status, "the prompt is too long")]
+    with pytest.raises(UserError, match=f"status {status}: 'the prompt is too long'.*{advice}"):
         ask(engine_for(server, api_key_env="MOTET_TEST_KEY"), "p")
     assert len(server.received) == 1
 
@@ -315,3 +316,164 @@ except KeyboardInterrupt:
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=25)  # the server holds its reply for 30 s
     assert (out, child.returncode) == ("interrupted\n", 0)
+
+
+# ---- what servers do differently
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>\n12 + 7 is 19.\n</think>\n\n19", "<think>\n12 + 7 is 19.\n</think>\n\n19"),
+        # the template opened the block in the prompt
+        ("12 + 7 is 19.\n</think>\n\n19", "<think>\n12 + 7 is 19.\n</think>\n\n19"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "12 + 7 is 19."}]},
+          {"type": "text", "text": "19"}],
+         "<think>\n12 + 7 is 19.\n</think>\n\n19"),
+        ([{"type": "text", "text": "1"}, {"type": "text", "text": "9"}], "19"),
+    ],
+    ids=["tags in the text", "closing tag alone", "parts", "parts without reasoning"],
+)  # fmt: skip
+def test_reasoning_is_found_however_the_server_returns_it(server: Server, content: Any, text: str) -> None:
+    server.replies["p"] = [said(content)]
+    assert ask(engine_for(server), "p")[0].text == text
+
+
+def test_where_the_prompt_opens_the_block_a_completion_begins_after_the_tag(server: Server) -> None:
+    server.replies["a"] = [said("19", reasoning="12 + 7 is 19.")]
+    server.replies["b"] = [said("12 + 7 is 19.\n</think>\n\n19")]
+    settings = Engine(kind="endpoint", url=server.url, model="teacher")
+    completions = ask(EndpointEngine(settings, open_think=True), "a", "b")
+    assert {completion.text for completion in completions} == {"\n12 + 7 is 19.\n</think>\n\n19"}
+
+
+def several(*texts: str, **more: Any) -> Reply:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        for i, text in enumerate(texts)
+    ]
+    return 200, {"choices": choices[::-1], **more}, {}
+
+
+def test_completions_of_one_prompt_are_asked_together_and_come_in_the_order_of_their_index(server: Server) -> None:
+    server.replies["p"] = [several("a", "b", "c"), several("d")]
+    engine = engine_for(server, choices=3, batch_size=1)
+    assert [c.text for c in ask(engine, "p", "q", "p", "p", "p")] == ["a", "reply to q", "b", "c", "d"]
+    assert [body.get("n", 1) for body in server.received] == [3, 1, 1]
+
+
+def test_a_server_that_ignores_n_is_asked_one_by_one_for_the_rest(server: Server) -> None:
+    server.replies["p"] = [said("a"), said("b"), said("c")]
+    assert sorted(c.text for c in ask(engine_for(server), "p", "p", "p")) == ["a", "b", "c"]
+    assert [body.get("n", 1) for body in server.received] == [3, 1, 1]
+
+
+@pytest.mark.parametrize("refusal", ["n > 1 is not supported", "Only one completion choice is allowed"])
+def test_a_server_that_refuses_n_is_asked_one_by_one(server: Server, refusal: str) -> None:
+    server.replies["p"] = [failed(400, refusal), said("a"), said("b")]
+    assert sorted(c.text for c in ask(engine_for(server, batch_size=1), "p", "p")) == ["a", "b"]
+    assert [body.get("n", 1) for body in server.received] == [2, 1, 1]
+
+
+def test_a_seed_that_is_refused_beside_n_is_left_out_and_n_stays(server: Server) -> None:
+    server.replies["p"] = [failed(422, "`seed` must not be set when `best_of` > 1"), several("a", "b")]
+    assert [c.text for c in ask(engine_for(server), "p", "p")] == ["a", "b"]
+    assert [("seed" in body, body.get("n")) for body in server.received] == [(True, 2), (False, 2)]
+
+
+def test_extra_fields_are_passed_on_and_omitted_ones_are_not_sent(server: Server) -> None:
+    extra = {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": True}}
+    ask(engine_for(server, extra=extra, omit=("seed", "top_p")), "p")
+    (body,) = server.received
+    assert {name: body[name] for name in extra} == extra
+    assert not {"seed", "top_p"} & body.keys()
+
+
+def test_a_teacher_is_not_asked_for_the_ids_and_log_probabilities_that_nobody_reads(server: Server) -> None:
+    settings = Engine(kind="endpoint", url=server.url, model="teacher")
+    ask(EndpointEngine(settings, scored=False), "p")
+    assert not {"logprobs", "return_token_ids"} & server.received[0].keys()
+
+
+def test_a_model_that_calls_its_limit_max_completion_tokens_gets_it_under_that_name(server: Server) -> None:
+    server.replies["p"] = [failed(400, "'max_tokens' is not supported here. Use 'max_completion_tokens' instead.")]
+    server.replies["p"] += [said("yes")]
+    assert ask(engine_for(server), "p")[0].text == "yes"
+    sent = [(body.get("max_tokens"), body.get("max_completion_tokens")) for body in server.received]
+    assert sent == [(16, None), (None, 16)]
+
+
+# ---- failures, counted
+
+
+def release(server: Server, prompt: str, received: int, later: float = 0.0) -> None:
+    """Lets the replies to `prompt` go some time after so many requests have come."""
+
+    def wait() -> None:
+        while len(server.received) < received:
+            time.sleep(0.01)
+        time.sleep(later)
+        server.hold[prompt].set()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_each_failed_try_is_counted_by_its_reason(server: Server) -> None:
+    half: Reply = 200, '{"choices": [{"message"', {}
+    gateway: Reply = 200, {"error": {"code": 502, "message": "no provider"}}, {}
+    cut: Reply = 200, {"choices": [{"message": {"content": "1"}, "finish_reason": "error"}]}, {}
+    server.replies["p"] = [failed(429), failed(500), half, gateway, cut, said("19")]
+    engine = engine_for(server, retries=5)
+    assert ask(engine, "p")[0].text == "19"
+    assert engine.account.failures == {"status 429": 1, "status 500": 1, "malformed": 2, "status 502": 1}
+    assert (engine.account.requests, engine.account.replies) == (6, 1)
+
+
+def test_a_name_stays_with_its_request_until_a_reply_was_of_no_use(server: Server, tmp_path: Path) -> None:
+    server.hold["p"] = threading.Event()
+    server.replies["p"] = [said("late"), failed(500), said("yes")]
+    engine = engine_for(server, timeout_seconds=0.3)
+    engine.keep(tmp_path / "groups.jsonl")
+    release(server, "p", 2)
+    ask(engine, "p")
+    names = [headers["Idempotency-Key"] for headers in server.headers]
+    assert names[0] == names[1] != names[2] == names[0] + "-1"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "advice"),
+    [
+        (400, "This model's maximum context length is 4096 tokens", "lower max_tokens"),
+        (429, '{"error": {"code": "insufficient_quota"}}', "no credit left"),
+        (402, "payment required", "no credit left"),
+    ],
+)
+def test_what_waiting_does_not_mend_ends_it_at_once(server: Server, status: int, text: str, advice: str) -> None:
+    server.replies["p"] = [failed(status, text)]
+    with pytest.raises(UserError, match=advice):
+        ask(engine_for(server), "p", "p")
+    assert len(server.received) == 1
+
+
+def test_replies_that_are_under_way_when_another_request_is_refused_are_waited_for_and_kept(
+    server: Server, tmp_path: Path
+) -> None:
+    server.hold["slow"] = threading.Event()
+    server.replies["bad"] = [failed(401, "no key")]
+    engine = engine_for(server, batch_size=2)
+    engine.keep(tmp_path / "groups.jsonl")
+    requests = [Request((), ({"role": "user", "content": prompt},), seed=0) for prompt in ("slow", "bad", "never")]
+    release(server, "slow", 2, 0.5)
+    got = []
+    with pytest.raises(UserError, match="status 401"):
+        for index, completion in engine.generate(requests, SAMPLING):
+            got.append((index, completion.text))
+    engine.close()
+    assert got == [(0, "reply to slow")]
+    again = engine_for(server)
+    again.keep(tmp_path / "groups.jsonl")
+    server.replies["bad"] = [said("now")]
+    assert sorted(c.text for _, c in again.generate(requests, SAMPLING)) == ["now", "reply to never", "reply to slow"]
+    again.close()
+    asked = [body["messages"][-1]["content"] for body in server.received]
+    assert sorted(asked) == ["bad", "bad", "never", "slow"]

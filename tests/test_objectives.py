@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from motet.base.recipe import Algorithm
+from motet.base.recipe import Algorithm, Correction
 from motet.data.pack import Batch, Sample, pack
 from motet.rl.aggregation import weighted
 from motet.rl.objectives import PolicyLoss, divergence, policy_loss, sequence_means
@@ -21,6 +21,7 @@ LOG = math.log
 LENGTHS = (4, 1, 7, 3)
 ADVANTAGES = (1.5, -0.5, -1.25, 0.75)
 LONGEST = 8
+OFF = Correction(on=False)
 
 
 def batch_of(algorithm: Algorithm, lengths: tuple[int, ...] = LENGTHS, advantages: Any = ADVANTAGES) -> Batch:
@@ -80,7 +81,7 @@ def test_cispo_bounds_the_weight_and_keeps_the_gradient() -> None:
 
 
 def test_dppo_leaves_out_what_moved_far_in_probability_and_not_what_moved_far_in_ratio() -> None:
-    algorithm = Algorithm(objective="dppo", dppo_low=0.2, dppo_high=0.1)
+    algorithm = Algorithm(objective="dppo", dppo_low=0.2, dppo_high=0.1, correction=OFF)
     # from 0.25: to 0.375 (+0.125: out when praised, in when blamed), to 0.3, to 0.025 (-0.225: out when blamed)
     total, gradient, sums = by_hand(algorithm, [1.5, 1.5, 1.2, 0.1, 0.1], [1.0, -1.0, 1.0, -1.0, 1.0])
     assert gradient == pytest.approx([0.0, 1.5, -1.2, 0.0, -0.1])
@@ -91,7 +92,7 @@ def test_dppo_leaves_out_what_moved_far_in_probability_and_not_what_moved_far_in
 
 
 def test_dppo_measures_from_the_engine_and_from_the_anchor_where_the_engine_said_nothing() -> None:
-    algorithm = Algorithm(objective="dppo", aggregation="tokens")
+    algorithm = Algorithm(objective="dppo", aggregation="tokens", correction=OFF)
     batch = replace(batch_of(algorithm, (1, 1), (1.0, 1.0)), behaviour_N=torch.tensor([LOG(0.5), math.nan]))
     current_N = torch.tensor([LOG(0.6), LOG(0.6)], requires_grad=True)
     total, _ = policy_loss(algorithm)(Scored(current_N, torch.zeros(2)), batch, torch.tensor([LOG(0.1), LOG(0.5)]))
@@ -217,7 +218,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"kl": 0.3},
     {"objective": "gspo", "gspo_low": 0.05, "gspo_high": 0.1},
     {"objective": "cispo", "cispo_max": 1.5},
-    {"objective": "dppo", "dppo_low": 0.1, "dppo_high": 0.15},
+    {"objective": "dppo", "dppo_low": 0.1, "dppo_high": 0.15, "correction": OFF},
 ]
 
 

@@ -117,7 +117,7 @@ def test_each_section_and_each_chart_is_on_the_page(finished: tuple[Path, dict[s
     ids = [value for name, value in page.attributes if name == "id"]
     order = ["verdict", "pass", "data", "difficulty", "sft", "rl", "rollouts", "cost", "reproduce"]
     assert [i for i in ids if i in order] == order
-    assert page.tags.count("svg") == 4 + 3 + 2 + 11  # pass@1 by domain and all, histograms, losses, RL
+    assert page.tags.count("svg") == 4 + 3 + 4 + 11  # pass@1 by domain and all, histograms, SFT, RL
     for text in ("310", "714", "42 of 142 problems kept", "recipes/synthetic.toml seed=7", "a &lt;tiny&gt; model"):
         assert text in html
 

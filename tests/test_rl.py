@@ -224,7 +224,7 @@ def test_one_inner_step_is_plain_grpo(model_folder: Path) -> None:
     own, plain = learner(model_folder), learner(model_folder)
     live = live_groups()
     learn(own, live, stage(passes=1, minibatches=1), Timers())
-    batches = pack([sample for samples in live for sample in samples], 10**6)
+    batches = pack([sample for samples in live for sample in samples], 10**6, share_prompts=True)
     plain.accumulate(batches, lambda s, b, _: (-(b.advantages_N * s.logprobs_N).sum(), {}))
     plain.update()
     for (name, tensor), (_, other) in zip(own.weights(), plain.weights(), strict=True):

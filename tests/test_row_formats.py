@@ -11,6 +11,7 @@ import pytest
 from motet.base.errors import UserError
 from motet.base.recipe import ProblemSet
 from motet.base.records import Problem
+from motet.data.conversations import read_conversations
 from motet.tasks import load_problem_set
 from motet.tasks.files import read_problems
 from motet.verify.foreign import gold_text, reference_of
@@ -113,6 +114,51 @@ def test_the_problems_are_usable_as_they_are(tmp_path: Path, row: dict[str, Any]
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     split = load_problem_set("own", ProblemSet(path=str(path), heldout=0.0), 1)
     assert len(split.train) == 1 and split.dropped == {}
+
+
+def examples(kind: str) -> list[str]:
+    """The lines of a block of docs/data.md."""
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    return page.split(f"```jsonl {kind}\n")[1].split("```")[0].splitlines()
+
+
+def test_every_conversation_of_the_docs_is_read_and_means_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(examples("conversations")) + "\n", encoding="utf-8")
+    found = [[m for m in c.messages if m["role"] != "system"] for c in read_conversations(str(path))]
+    answer = {"role": "assistant", "content": "19", "reasoning_content": "2 + 7 = 9"}
+    assert len(found) == 8 and all(turns == [{"role": "user", "content": "12 + 7 = ?"}, answer] for turns in found)
+
+
+def test_every_problem_of_the_docs_is_read_and_usable(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in examples("problems")]
+    problems = [only(tmp_path, row) for row in rows]
+    assert [p.reference for p in problems[:5]] == ["19"] * 5 and problems[5].verifier == "instruction"
+    for row in rows:
+        path = tmp_path / "one.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        assert load_problem_set("own", ProblemSet(path=str(path), heldout=0.0), 1).dropped == {}
+
+
+@pytest.mark.parametrize("row", [GSM8K, EURUS, IF_RLVR, RLVR_GSM, RLVR_IFEVAL, IFBENCH])
+def test_a_row_from_parquet_is_that_from_json(tmp_path: Path, row: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "p.parquet")
+    (item,) = read_problems("own", ProblemSet(path=str(tmp_path / "p.parquet")))
+    assert item == only(tmp_path, row)
+
+
+def test_columns_map_the_names_of_another_tool_and_a_wrong_one_names_line_and_column(tmp_path: Path) -> None:
+    row = {"chat": USER, "meta": {"gold": "72"}, "name": "r1"}
+    columns = {"messages": "chat", "ground_truth": "meta.gold", "id": "name"}
+    problem = only(tmp_path, row, columns=columns)
+    assert (problem.id, problem.reference, problem.messages) == ("r1", "72", tuple(USER))
+    with pytest.raises(UserError, match=r"p\.jsonl, line 1: there is no column 'meta\.golt'"):
+        only(tmp_path, row, columns={**columns, "ground_truth": "meta.golt"})
+    with pytest.raises(UserError, match=r"p\.jsonl, line 1: field 'messages\[0\]\.role' must be one of"):
+        only(tmp_path, {**row, "chat": [{"role": "bot", "content": "x"}]}, columns=columns)
 
 
 def test_a_worked_solution_with_a_box_is_kept_and_a_bare_answer_is_none(tmp_path: Path) -> None:

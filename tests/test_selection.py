@@ -19,8 +19,8 @@ from motet.data.mix import Mixture, Part
 from motet.rl.experience import build
 from motet.rl.posterior import Evidence, Posterior
 from motet.stages.context import Context
-from motet.stages.selection import Selection
 from motet.stages.probe import Probe
+from motet.stages.selection import Selection
 
 
 def problem(name: str, domain: str = "math") -> Problem:

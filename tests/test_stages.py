@@ -11,14 +11,27 @@ import pytest
 import micro
 from motet.base import jsonl
 from motet.base.errors import UserError
-from motet.base.recipe import Band, Chat, EvaluateStage, FilterStage, Recipe, RlStage, SynthesizeStage, TraceRules
+from motet.base.recipe import (
+    Band,
+    Chat,
+    EvaluateStage,
+    FilterStage,
+    Recipe,
+    Rewards,
+    RlStage,
+    SynthesizeStage,
+    TraceRules,
+)
 from motet.base.records import Completion, Group, Problem, Rollout, Verdict, VerdictKind, decode_group, encode
 from motet.base.run import Run
 from motet.base.statistics import pass_at_k
-from motet.stages import evaluate, filter, rl, sft, synthesize
+from motet.funnel.contamination import Index
+from motet.funnel.scan import Settings
+from motet.funnel.sift import sift
+from motet.rl.difficulty import learn_priors
+from motet.stages import evaluate, filter, rl, sft, sieve, synthesize
 from motet.stages.context import Context
-from motet.stages.filter import counts, describe, in_band, is_live, live_shares
-from motet.stages.synthesize import repetition, sieve
+from motet.stages.filter import Aim, counts, describe, in_band, judge, measured
 
 MakeContext = Callable[..., Context]
 
@@ -103,7 +116,7 @@ def test_a_conversation_without_reasoning_is_refused_by_its_name(
     file.write_text('{"id": "row-7", "prompt": "Say 37", "completion": "37"}\n')
     recipe = micro.recipe(micro_recipe, f"stage.sft.data=[{{path = '{file}'}}]")
     context = make_context(recipe, finished_run / "base-model")
-    with pytest.raises(UserError, match=r"talk\.jsonl, conversation row-7: chat\.think = \"required\""):
+    with pytest.raises(UserError, match=r"talk\.jsonl, line 1, conversation row-7, field 'completion': check 'think'"):
         sft.run("sft", recipe.stage["sft"], context, context.base)  # type: ignore[arg-type]
 
 
@@ -116,7 +129,8 @@ def test_the_funnel_adds_up_from_asked_to_kept(finished_run: Path) -> None:
     left = funnel["asked"]
     for rule in funnel["rules"]:
         left -= rule["dropped"]
-        assert rule["left"] == left and len(rule["examples"]) == min(3, rule["dropped"])
+        assert rule["left"] == left
+        assert len(rule["examples"]) == min(3, rule["dropped"]) or not rule["on"]
     rows = [row for _, row in jsonl.read(finished_run / "synthesize" / "data.jsonl")]
     assert funnel["kept"] == left == len(rows) > 0
     assert funnel["domains"] == {"math": {"asked": 72, "kept": left}}
@@ -135,6 +149,14 @@ def trace(
     return Rollout(prompt_tokens, completion, Verdict(kind, None if kind == "truncated" else float(kind == "correct")))
 
 
+def sieved(group: Group, rules: TraceRules, context: Context) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows that pass, and the funnel."""
+    folder, chat = context.folder("sieved"), context.recipe.chat
+    settings = Settings(rules, Index({}), chat.think, chat.open_think)
+    funnel = sift(sieve.of_groups([group], rules, context.chat), settings, folder, folder / "out.jsonl")
+    return [row for _, row in jsonl.read(folder / "out.jsonl")], funnel
+
+
 def problem(name: str = "p", domain: str = "math") -> Problem:
     return Problem(name, ({"role": "user", "content": "Say 37"},), "math", "37", domain)
 
@@ -143,15 +165,15 @@ def problem(name: str = "p", domain: str = "math") -> Problem:
     ("rules", "traces", "dropped"),
     [
         ({}, [trace(), trace(kind="incorrect"), trace(kind="malformed"), trace(kind="incorrect")],
-         {"verdict: incorrect": 2, "verdict: malformed": 1}),
+         {"answer": 3}),
         ({"correct": False, "deduplicate": False}, [trace(), trace(stop="length")], {"finished": 1}),
-        ({"min_reasoning_tokens": 4}, [trace("<think>3 7 </think>1"), trace()], {"reasoning too short": 1}),
-        ({"correct": False, "min_reasoning_tokens": 0}, [trace(), trace("37")], {"reasoning too short": 1}),
-        ({"max_tokens": 16}, [trace(), trace("<think>3  7</think>\\boxed{37}")], {"longer than max_tokens": 1}),
+        ({"min_reasoning_tokens": 4}, [trace("<think>3 7 </think>1"), trace()], {"reasoning_length": 1}),
+        ({"correct": False, "min_reasoning_tokens": 0}, [trace(), trace("37")], {"think_balanced": 1}),
+        ({"max_tokens": 16}, [trace(), trace("<think>3  7</think>\\boxed{37}")], {"max_tokens": 1}),
         ({"max_repetition": 0.2}, [trace("<think>a b c d a b c d</think>x"), trace("<think>" + "a " * 9 + "</think>x")],
-         {"repetitive": 1}),
-        ({}, [trace(), trace(SENT.upper().replace("THINK", "think").replace("3 7", "3  7"))], {"duplicate": 1}),
-        ({"deduplicate": False}, [trace()] * 6, {"over max_per_problem": 2}),
+         {"repetition": 1}),
+        ({}, [trace(), trace(SENT.upper().replace("THINK", "think").replace("3 7", "3  7"))], {"exact_duplicate": 1}),
+        ({"deduplicate": False}, [trace()] * 6, {"max_per_problem": 2}),
     ],
     ids=["verdict", "finished", "too short", "malformed", "too long", "repetitive", "duplicate", "quota"],
 )  # fmt: skip
@@ -160,7 +182,7 @@ def test_each_rule_drops_what_it_names_and_counts_it(
     dropped: dict[str, int],
 ) -> None:  # fmt: skip
     context = make_context(micro.recipe(micro_recipe), finished_run / "base-model")
-    kept, funnel = sieve([Group(problem(), tuple(traces))], TraceRules(**rules), context)
+    kept, funnel = sieved(Group(problem(), tuple(traces)), TraceRules(**rules), context)
     assert {rule["rule"]: rule["dropped"] for rule in funnel["rules"] if rule["dropped"]} == dropped
     assert len(kept) == funnel["kept"] == len(traces) - sum(dropped.values())
 
@@ -169,16 +191,11 @@ def test_a_trace_becomes_a_conversation_with_its_reasoning_apart(
     finished_run: Path, micro_recipe: Path, make_context: MakeContext
 ) -> None:
     context = make_context(micro.recipe(micro_recipe), finished_run / "base-model")
-    ((row,), _) = sieve([Group(problem("p7"), (trace(),))], TraceRules(), context)
+    ((row,), _) = sieved(Group(problem("p7"), (trace(),)), TraceRules(), context)
     answer = {"role": "assistant", "content": "\\boxed{37}", "reasoning_content": "3 7"}
     assert row == {"messages": [*problem().messages, answer], "problem_id": "p7", "domain": "math"}
     (rendered,) = context.chat.render(row["messages"])
     assert context.chat.decode(rendered.tokens).endswith(SENT)
-
-
-def test_the_share_of_repeated_four_grams_by_hand() -> None:
-    assert repetition("a b c d a b c d") == pytest.approx(0.2)
-    assert repetition("a a a a a") == 0.5 and repetition("a b c") == 0.0
 
 
 def test_when_no_trace_passes_the_rules_are_named_with_their_counts(
@@ -188,7 +205,7 @@ def test_when_no_trace_passes_the_rules_are_named_with_their_counts(
     stage = recipe.stage["synthesize"]
     assert isinstance(stage, SynthesizeStage)
     context = make_context(recipe, finished_run / "base-model")
-    with pytest.raises(UserError, match=r"stage\.synthesize: no trace of 72 passed: verdict: \w+ took \d+"):
+    with pytest.raises(UserError, match=r"stage\.synthesize: no trace of 72 passed: \w+ took \d+"):
         synthesize.run("synthesize", stage, context, context.base)
     assert jsonl.read_json(context.folder("synthesize") / "funnel.json")["kept"] == 0
 
@@ -256,7 +273,8 @@ def test_the_filters_table_counts_problems_by_correct_rollouts() -> None:
         judged("correct", "correct", domain="code"),
         judged("correct", "infra_error", domain="code"),
     ]
-    table = describe(groups, groups[:1], filter_stage(n=2, band={"alpha": 0.5, "beta": 0.5}))
+    config = filter_stage(n=2, band={"alpha": 0.5, "beta": 0.5})
+    table = describe(groups, judge(groups, learn_priors(groups, Rewards(), {}), config, 8), config)
     assert table["histogram"] == {"code": [0, 1, 1], "math": [1, 1, 0]}
     assert table["kept"] == {"code": 0, "math": 1, "all": 1} and table["of"] == {"code": 2, "math": 2, "all": 4}
     assert table["bands"]["math"] == {"alpha": 0.5, "beta": 0.5, "low": 1, "high": 1}
@@ -264,10 +282,11 @@ def test_the_filters_table_counts_problems_by_correct_rollouts() -> None:
 
 
 def test_a_group_is_alive_with_both_right_and_wrong_rollouts() -> None:
-    assert is_live(judged("correct", "incorrect")) and not is_live(judged("correct", "truncated"))
-    shares = live_shares([judged("correct", "incorrect"), judged("correct", "correct")], [judged("incorrect")], 1)
-    assert shares["live_share_before"] == {"all": 0.5, "math": 0.5}
-    assert shares["live_share_after"] == {"all": 0.0, "math": 0.0}
+    aim = Aim(2, Rewards(), {})
+    assert aim.is_live(judged("correct", "incorrect")) and not aim.is_live(judged("correct", "truncated"))
+    assert Aim(2, Rewards(truncated=0.0), {}).is_live(judged("correct", "truncated"))  # as RL rewards it
+    shares = measured([judged("correct", "incorrect"), judged("correct", "correct")], aim, 1)
+    assert shares["live_share_after"] == {"all": 0.5, "math": 0.5} and shares["probe_rollouts"] == 4
 
 
 def test_the_kept_problems_are_those_in_the_band_and_fresh_rollouts_measure_them(finished_run: Path) -> None:
@@ -282,7 +301,8 @@ def test_the_kept_problems_are_those_in_the_band_and_fresh_rollouts_measure_them
     assert any(texts([group]) != texts([chosen_by[group.problem.id]]) for group in probe)
     table = jsonl.read_json(folder / "filter.json")
     assert table["kept"]["all"] == len(expected) and sum(table["histogram"]["math"]) == 30
-    assert table["live_share_after"]["all"] == sum(map(is_live, probe)) / len(probe)
+    assert table["live_share_after"]["all"] == sum(map(Aim(4, Rewards(), {}).is_live, probe)) / len(probe)
+    assert {len(group.rollouts) for group in probe} == {4}  # the group size of RL, not n
 
 
 def test_a_filter_that_keeps_nothing_says_how_many_problems_were_where(
@@ -304,7 +324,9 @@ def test_every_rl_step_changes_the_weights_and_says_what_it_took(finished_run: P
         groups = groups_of(finished_run / "rl" / "rollouts" / f"step-{row['step']:05d}.jsonl")
         assert {r.completion.version for g in groups for r in g.rollouts} == {version}
         assert (len(groups), {len(g.rollouts) for g in groups}) == (8, {4})
-        live = sum(is_live(group) for group in groups)
+        live = sum(
+            len({r.verdict.kind == "correct" for r in g.rollouts if r.verdict.score is not None}) == 2 for g in groups
+        )
         assert row["groups/in_loss"] == live > 0 and row["groups/live_share"] == live / 8
         # S = passes x minibatches = 1 x 4, and never more than there are groups with a signal
         assert row["inner_steps"] == min(4, live)

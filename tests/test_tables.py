@@ -42,6 +42,44 @@ def test_a_folder_gives_its_files_in_order_of_name_and_parquet_rows_count_from_o
     assert isinstance(rows[2], Row) and rows[2].place.endswith("b.parquet, row 2")
 
 
+def test_what_hugging_face_datasets_saved_is_read_by_its_split(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    def save(folder: Path, values: list[int]) -> None:
+        folder.mkdir()
+        table = pa.table({"x": values})
+        file = folder / "data-00000-of-00001.arrow"
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table, max_chunksize=200)
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+        (folder / "dataset_info.json").write_text("{}")
+
+    both = tmp_path / "both"
+    both.mkdir()
+    save(both / "train", list(range(300)))
+    save(both / "test", [7])
+    (both / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    rows = [row for row in read_rows(str(both)) if isinstance(row, Row)]
+    assert [row.values["x"] for row in rows] == list(range(300)) and rows[-1].place.endswith("arrow, row 300")
+    assert [row.values["x"] for row in read_rows(str(both / "test")) if isinstance(row, Row)] == [7]
+    with pytest.raises(UserError, match="there is no split 'dev'; known are 'test', 'train'"):
+        next(read_rows(str(both), "dev"))
+    (both / "test" / "data-00000-of-00001.arrow").write_text("no")
+    with pytest.raises(UserError, match="not a readable Arrow file"):
+        next(read_rows(str(both), "test"))
+
+
+def test_a_copy_of_a_data_sets_repository_is_read_by_its_split(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    lines(tmp_path / "data" / "train-00000-of-00001.jsonl", '{"x": 1}')
+    lines(tmp_path / "data" / "test-00000-of-00001.jsonl", '{"x": 2}')
+    (tmp_path / "README.md").write_text("a card")
+    assert [row.values["x"] for row in read_rows(str(tmp_path)) if isinstance(row, Row)] == [1]
+    assert [row.values["x"] for row in read_rows(str(tmp_path), "test") if isinstance(row, Row)] == [2]
+    with pytest.raises(UserError, match=r"none of its files is of the split 'dev' \(it holds data/test"):
+        next(read_rows(str(tmp_path), "dev"))
+
+
 def test_columns_rename_and_reach_into_nested_objects(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", '{"q": "2+2?", "model": {"truth": "4"}, "id": 7}')
     (row,) = read_rows(path, columns={"prompt": "q", "answer": "model.truth"})

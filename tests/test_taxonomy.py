@@ -74,18 +74,22 @@ def test_a_filter_counts_every_kind_and_places_problems_by_the_scored_ones() -> 
     assert [in_band(g, stage) for g in groups] == [True, False]
 
 
-def test_the_funnel_of_synthesis_counts_every_kind_and_keeps_no_unjudged_trace() -> None:
+def test_the_funnel_of_synthesis_counts_every_kind_and_keeps_no_unjudged_trace(tmp_path: Any) -> None:
     from types import SimpleNamespace
 
     from motet.base.recipe import Chat, TraceRules
-    from motet.stages.synthesize import sieve
+    from motet.funnel.contamination import Index
+    from motet.funnel.scan import Settings
+    from motet.funnel.sift import sift
+    from motet.stages.sieve import of_groups, verdicts
 
     chat: Any = SimpleNamespace(config=Chat(think="off"), encode=lambda text: tuple(text))
-    context: Any = SimpleNamespace(chat=chat)
-    kept, funnel = sieve([group(*VERDICT_KINDS)], TraceRules(), context)
-    assert len(kept) == 1 and funnel["verdicts"] == ONE_OF_EACH
-    dropped = {rule["rule"]: rule["dropped"] for rule in funnel["rules"] if rule["dropped"]}
-    assert dropped == {f"verdict: {kind}": 1 for kind in VERDICT_KINDS if kind != "correct"}
+    groups = [group(*VERDICT_KINDS)]
+    settings = Settings(TraceRules(), Index({}), "off", False)
+    funnel = sift(of_groups(groups, TraceRules(), chat), settings, tmp_path / "work", tmp_path / "out.jsonl")
+    assert funnel["kept"] == 1 and verdicts(groups) == ONE_OF_EACH == funnel["verdicts"]
+    (rule,) = [rule for rule in funnel["rules"] if rule["dropped"]]
+    assert rule["rule"] == "answer" and rule["reasons"] == {kind: 1 for kind in VERDICT_KINDS if kind != "correct"}
 
 
 def test_the_report_shows_the_counters_of_every_stage_and_raises_an_alarm_for_the_unscored(tmp_path: Any) -> None:

@@ -60,6 +60,7 @@ def _stage_command(kind: str, text: str) -> None:
 
 _stage_command("sft", "Run one supervised fine-tuning stage of a recipe.")
 _stage_command("synthesize", "Run one stage of verified synthetic traces.")
+_stage_command("clean", "Run one stage of the data funnel on conversations that exist.")
 _stage_command("filter", "Run one difficulty filter.")
 _stage_command("rl", "Run one reinforcement learning stage.")
 _stage_command("evaluate", "Run one evaluation stage.")
@@ -94,6 +95,213 @@ def reuse(recipe: Path, overrides: tuple[str, ...], runs: Path, sweep: str, stag
     if not follows():
         click.echo(summary(result))
         click.echo(f"page: {runs / loaded.name / 'experiments' / 'reuse' / 'reuse.html'}")
+
+
+@experiment.command()
+@_common
+@click.option("--teacher", "stages", multiple=True, metavar="STAGE", help="A synthesize stage; repeatable. Without any "
+              "teacher: all synthesize stages of the recipe.")  # fmt: skip
+@click.option("--traces", multiple=True, metavar="NAME=FILE", help="A teacher's traces, given as conversations; "
+              "repeatable.")  # fmt: skip
+@click.option("--student", metavar="STAGE", help='Whose weights are to learn, or "base" [what the first synthesize '
+              "stage starts from].")  # fmt: skip
+@click.option("--probe", metavar="STAGE", help="The sft stage that a probe is like [the first that reads traces].")
+@click.option("--steps", type=click.IntRange(0), default=30, help="Steps of a probe; 0: read only, train nothing [30].")
+@click.option("--equal", type=click.Choice(["examples", "tokens"]), default="examples", help="What every probe has as "
+              "much of [examples].")  # fmt: skip
+@click.option("--own", type=click.IntRange(0), default=2, help="Traces that the student writes of each problem [2].")
+def teachers(recipe: Path, overrides: tuple[str, ...], runs: Path, stages: tuple[str, ...], traces: tuple[str, ...],
+             student: str | None, probe: str | None, steps: int, equal: str, own: int) -> None:  # fmt: skip
+    """Whose traces help this student: how they fit it, and what a short SFT on each does to held-out accuracy.
+
+    Every teacher is looked at on the same problems. Killed, the same command goes on.
+    """
+    from motet.base.errors import UserError
+    from motet.base.run import follows
+    from motet.experiments import teachers as experiments
+    from motet.experiments.teachers_view import summary
+
+    wrong = [text for text in traces if not all(text.partition("="))]
+    if wrong:
+        raise UserError(f"--traces {wrong[0]}: write it as NAME=FILE, big=data/big.jsonl say")
+    files = {name: Path(file) for name, _, file in (text.partition("=") for text in traces)}
+    loaded = _load(recipe, overrides)
+    result = experiments.run(
+        loaded, runs, recipe, stages, files, student, probe, steps, "tokens" if equal == "tokens" else "examples", own
+    )
+    if not follows():
+        click.echo(summary(result))
+        click.echo(f"page: {runs / loaded.name / 'experiments' / 'teachers' / 'teachers.html'}")
+
+
+@experiment.command()
+@_common
+@click.option("--stage", metavar="NAME", help="Which sft stage; needed when the recipe has several.")
+@click.option("--lengths", default="16384,32768,65536", metavar="L,L,...", help="Longest conversation of each phase, "
+              "in tokens [16384,32768,65536].")  # fmt: skip
+@click.option("--scale", type=click.FloatRange(0, min_open=True), help="Divide the lengths by this; unset, so that the "
+              "longest is the stage's context.")  # fmt: skip
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a step.")
+@click.option("--probes", type=click.IntRange(1), default=4, help="Looks at the held-out loss in each phase [4].")
+def curriculum(recipe: Path, overrides: tuple[str, ...], runs: Path, stage: str | None, lengths: str,
+               scale: float | None, batch_tokens: int | None, probes: int) -> None:  # fmt: skip
+    """Lengths in steps or a jump to the longest at once, at equal tokens: loss, gradient norm, loss by position.
+
+    Every arm has the same phases, optimizer and seed, and the same batches in the last phase. Killed, the same command
+    goes on.
+    """
+    from motet.base.errors import UserError
+    from motet.base.run import follows
+    from motet.experiments import curriculum as experiments
+    from motet.experiments.curriculum_view import summary
+
+    if not all(part.strip().isdigit() for part in lengths.split(",")):
+        raise UserError(f"--lengths {lengths}: give whole numbers with commas between them, 16384,32768,65536 say")
+    loaded = _load(recipe, overrides)
+    chosen = [int(part) for part in lengths.split(",")]
+    result = experiments.run(loaded, runs, recipe, stage, chosen, scale, batch_tokens, probes)
+    if not follows():
+        click.echo(summary(result))
+        click.echo(f"page: {runs / loaded.name / 'experiments' / 'curriculum' / 'curriculum.html'}")
+
+
+@experiment.command()
+@_common
+@click.option("--count", type=click.IntRange(1), default=500, help="Problems, all domains together [500].")
+@click.option("--betas", default="0.4,0.6,0.8", metavar="B,B,...", help="Upper ends of the band [0.4,0.6,0.8].")
+@click.option("--stage", metavar="NAME", help="Which filter stage; needed when the recipe has several.")
+def difficulty(recipe: Path, overrides: tuple[str, ...], runs: Path, count: int, betas: str,
+               stage: str | None) -> None:  # fmt: skip
+    """Which problems will teach this model anything: rows kept and live groups forecast, for several bands.
+
+    One sample of rollouts answers for all bands; a pilot step confirms that rewards vary. Killed, the same command
+    goes on.
+    """
+    from motet.base.errors import UserError
+    from motet.base.run import follows
+    from motet.experiments import difficulty as experiments
+    from motet.experiments.difficulty_view import summary
+
+    try:
+        chosen = [float(part) for part in betas.split(",")]
+    except ValueError:
+        raise UserError(f"--betas {betas}: give numbers with commas between them, 0.4,0.6,0.8 say") from None
+    loaded = _load(recipe, overrides)
+    result = experiments.run(loaded, runs, recipe, count, chosen, stage)
+    if not follows():
+        click.echo(summary(result))
+        click.echo(f"page: {runs / loaded.name / 'experiments' / 'difficulty' / 'difficulty.html'}")
+
+
+@experiment.command(name="filter-cost")
+@_common
+@click.option("--seeds", default="1", metavar="N,N,...", help="Seeds of filter and RL; every arm runs with each [1].")
+@click.option("--refill", type=click.FloatRange(0, min_open=True), help="Budget of the arm that refills, in batches a "
+              "step [the recipe's, else 3].")  # fmt: skip
+@click.option("--stage", metavar="NAME", help="Which rl stage; needed when the recipe has several.")
+@click.option("--probes", type=click.IntRange(2), default=8, help="Looks at the held-out problems in each arm [8].")
+def filter_cost(recipe: Path, overrides: tuple[str, ...], runs: Path, seeds: str, refill: float | None,
+                stage: str | None, probes: int) -> None:  # fmt: skip
+    """Filter the problems before RL, refill dead groups in RL, or neither: the cost of equal held-out accuracy.
+
+    Every arm has the same model, problems, seeds and steps. Killed, the same command goes on.
+    """
+    from motet.base.errors import UserError
+    from motet.base.run import follows
+    from motet.experiments import filter_cost as experiments
+    from motet.experiments.filter_cost_view import summary
+
+    if not all(part.strip().isdigit() for part in seeds.split(",")):
+        raise UserError(f"--seeds {seeds}: give whole numbers with commas between them, 1,2,3 say")
+    loaded = _load(recipe, overrides)
+    chosen = [int(part) for part in seeds.split(",")]
+    result = experiments.run(loaded, runs, recipe, chosen, refill, stage, probes)
+    if not follows():
+        click.echo(summary(result))
+        click.echo(f"page: {runs / loaded.name / 'experiments' / 'filter-cost' / 'filter-cost.html'}")
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[a.b=value]...")
+@click.option("--nodes", type=click.IntRange(1), help="Computers [machine.nodes].")
+@click.option("--gpus", type=click.IntRange(1), help="GPUs of each [machine.gpus].")
+@click.option("--memory", type=click.FloatRange(0, min_open=True), help="GiB of a GPU [machine.memory_gib].")
+@click.option("--probe", is_flag=True, help="Run two steps of each stage's longest row here, and correct the plan.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes.")
+def plan(recipe: Path, overrides: tuple[str, ...], nodes: int | None, gpus: int | None, memory: float | None,
+         probe: bool, as_json: bool) -> None:  # fmt: skip
+    """Say what fits where, before the run: memory of each stage on each GPU, by mesh and by what is recomputed.
+
+    Needs no GPU and no weights, only the model's configuration or model.sizes. Exit status 1: a stage does not fit.
+    """
+    from motet.plan import probe as probing
+    from motet.plan.report import as_json as jsonable
+    from motet.plan.report import plan_of, planner_of
+    from motet.plan.sizing import positions_of
+    from motet.plan.view import probed, text
+    from motet.plan.work import works_of
+
+    loaded = _load(recipe, overrides)
+    planner = planner_of(loaded, nodes, gpus, memory)
+    if probe:
+        for name, found in probing.probe_stages(planner, works_of(loaded, positions_of(loaded.model))):
+            words = f"probe of {name}: {found}" if isinstance(found, str) else probed(name, found)
+            click.echo(words, err=as_json)
+    made = plan_of(loaded, planner)
+    click.echo(json.dumps(jsonable(made), indent=1) if as_json else text(made))
+    sys.exit(0 if made.fits else 1)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@click.option("--every", type=click.FloatRange(0.1), default=2.0, help="Seconds between two looks [2].")
+def watch(folder: Path, once: bool, every: float) -> None:
+    """Show a run in the terminal while it goes on: stages, curves, phases, alarms, log. q ends."""
+    from motet.insight import watch as watching
+
+    if once:
+        click.echo(watching.once(folder))
+    else:
+        watching.live(folder, every)
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--mesh", "meshes", multiple=True, metavar="R,S,P", help="dp_replicate,dp_shard,sp to examine; repeatable."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["packing", "rows", "head", "recompute", "resume", "processes"]),
+    help="Examine this alone; repeatable.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where [auto].")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[bfloat16 on a GPU, else float32]")
+def doctor(model: str, meshes: tuple[str, ...], only: tuple[str, ...], device: str, dtype: str | None) -> None:
+    """Prove on MODEL, a folder, a hub id or "tiny", that packing, micro-batches, the loss head, recomputation, several
+    processes and resume change nothing but speed.
+
+    Each check runs in processes of its own. Exit status 1: something differs.
+    """
+    from motet.base.errors import UserError
+    from motet.doctor import examine, view
+
+    axes = [tuple(int(part) for part in mesh.split(",") if part.strip().isdigit()) for mesh in meshes]
+    for mesh, given in zip(axes, meshes, strict=True):
+        if len(mesh) != 3 or min(mesh) < 1:
+            raise UserError(f"--mesh {given}: give dp_replicate,dp_shard,sp, 1,2,2 say")
+    with examine.scratch() as place:
+        case = examine.case_of(model, device, dtype, Path(place))
+        click.echo(view.title(model, case))
+        found = []
+        for one in examine.examine(case, Path(place), only, [(r, s, p) for r, s, p in axes]):
+            found.append(one)
+            click.echo(view.lines(one))
+    click.echo(view.summary(found))
+    sys.exit(1 if any(finding.failed for one in found for finding in one.findings) else 0)
 
 
 @cli.command()
@@ -165,6 +373,42 @@ def check(problems: str, overrides: tuple[str, ...], verifier: str | None, as_js
 
 
 @cli.command()
+@click.argument("data")
+@click.argument("model")
+@click.argument("overrides", nargs=-1, metavar="[a.b=value]...")
+@click.option("--rows", type=click.IntRange(0), default=3, help="Conversations shown token by token [3].")
+@click.option("--check", "most", type=click.IntRange(0), default=1000, help="Conversations checked; 0: all [1000].")
+@click.option("--full", is_flag=True, help="Show every token of long conversations too.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Whose chat and sft stage count; DATA may be "
+              "the name of one of its problem sets or stages.")  # fmt: skip
+@click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Our field and the file's column.")
+@click.option("--split", default="train", help="Split of a hub data set [train].")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of all runs.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page too.")
+@click.option("--plain", is_flag=True, help="Without colour.")
+def inspect(data: str, model: str, overrides: tuple[str, ...], rows: int, most: int, full: bool, recipe: Path | None,
+            columns: tuple[str, ...], split: str, runs: Path, html: Path | None, plain: bool) -> None:  # fmt: skip
+    """What MODEL would learn from the conversations of DATA, token by token, and what is wrong with it.
+
+    Exit status 0: fine; 1: something is refused; 2: it could not be done.
+    """
+    from motet.base.errors import UserError
+    from motet.insight import inspection, inspection_view
+
+    wrong = [text for text in columns if "=" not in text]
+    if wrong:
+        raise UserError(f"--column {wrong[0]}: write it as FIELD=COLUMN, messages=chat say")
+    mapping = dict(text.split("=", 1) for text in columns)
+    loaded, source, stage = inspection.source_of(data, model, recipe, overrides, mapping, split)
+    found = inspection.inspect(source, stage, loaded, model, runs, rows, most, full)
+    click.echo(inspection_view.text(found, colour=not plain and sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    if html is not None:
+        inspection_view.write(html, found)
+        click.echo(f"page: {html}")
+    sys.exit(1 if found["refused"] else 0)
+
+
+@cli.command()
 @click.argument("rows", metavar="ROWS")
 @_judging
 @click.option("--out", metavar="FILE", default="-", help="Where verdicts go; a file that holds some is gone on with.")
@@ -213,7 +457,7 @@ def main() -> None:
         sys.exit(2)
     except UserError as error:
         _say(str(error))
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ import motet
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import (
+    ENGINE_IDENTITY,
+    CleanStage,
+    Engine,
     EvaluateStage,
     FilterStage,
     Recipe,
@@ -32,12 +36,16 @@ from motet.base.recipe import (
     nearest,
 )
 from motet.base.run import Followed, Run, log, peak_memory_bytes
+from motet.base.tracking import trackers
 
 if TYPE_CHECKING:
     from motet.stages.context import Context
     from motet.train.world import World
 
 BASE = "base-model"
+MEMORY_ONLY = {"model": {"recompute", "compile"}}
+"""Settings that change memory and speed, and results by rounding alone: a stage that ran out of memory goes on with
+others."""
 
 
 class Planned(NamedTuple):
@@ -72,6 +80,8 @@ def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned
     for name in recipe.stages:
         stage = recipe.stage[name]
         init = {"previous": weights, "base": BASE}.get(stage.init, stage.init)
+        if isinstance(stage, CleanStage):  # it reads conversations, and of the model its tokenizer alone
+            init = BASE
         reads = (init, *(r for r in _stages_read(stage) if r != init))
         hashes[name] = _hash(_part(recipe, stage), motet.__version__, *(hashes[r] for r in reads))
         forced = forced or name == start
@@ -107,6 +117,8 @@ def run(
             raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
     with _open(world, folder, console) as open_run:
         world.first(lambda: _describe_run(recipe, folder, source, command, world))
+        if world.rank == 0:
+            open_run.trackers = trackers(recipe, folder)
         context = _context(recipe, open_run, world)
         try:
             for item in planned:
@@ -119,6 +131,19 @@ def run(
     return result
 
 
+@contextmanager
+def opened(recipe: Recipe, folder: Path, console: bool = True) -> Iterator[Context]:
+    """The run folder with what a stage is given, for work on it that is no stage. All processes enter it."""
+    world = _world(recipe)
+    with _open(world, folder, console) as open_run:
+        context = _context(recipe, open_run, world)
+        try:
+            yield context
+        finally:
+            context.close()
+    world.leave()
+
+
 def _advance(item: Planned, context: Context, folder: Path) -> None:
     if item.state == "done":
         log.info("%s: already done", item.name)
@@ -128,8 +153,11 @@ def _advance(item: Planned, context: Context, folder: Path) -> None:
     model = context.base if weights == BASE else folder / weights / "model"
     if isinstance(item.stage, SftStage | RlStage) and item.stage.rope is not None:
         model = context.world.first(lambda: _with_rope(item, model, folder))
-    _run_stage(item, context, model)
-    context.world.first(lambda: _finish(item, context, folder, model, begun))
+    from motet.stages import alarmed
+
+    with alarmed.explained(item.name, context, partial(_forecast, item.name, context.recipe)):
+        _run_stage(item, context, model)
+        context.world.first(lambda: _finish(item, context, folder, model, begun))
 
 
 def _begin(item: Planned, context: Context, folder: Path) -> Begun:
@@ -173,6 +201,10 @@ def _finish(item: Planned, context: Context, folder: Path, model: Path | str, be
 
         changed = isinstance(item.stage, SftStage | RlStage)
         evaluate.run(item.name, context, target / "model" if changed else model)
+    if isinstance(item.stage, RlStage):
+        from motet.stages import alarmed
+
+        alarmed.after_evaluation(item.name, item.stage, context)
     shutil.rmtree(target / "start", ignore_errors=True)
     seconds = begun.seconds + time.perf_counter() - begun.at
     done = {"status": "done", "seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
@@ -183,20 +215,37 @@ def _finish(item: Planned, context: Context, folder: Path, model: Path | str, be
 
 
 def _run_stage(item: Planned, context: Context, model: Path | str) -> None:
+    from motet.stages import alarmed, clean, rl, sft, synthesize
     from motet.stages import filter as filtering
-    from motet.stages import rl, sft, synthesize
 
     match item.stage:
         case SftStage():
             sft.run(item.name, item.stage, context, model)
         case SynthesizeStage():
             _alone(context, partial(synthesize.run, item.name, item.stage, context, model))
+        case CleanStage():
+            _alone(context, partial(clean.run, item.name, item.stage, context, model))
         case FilterStage():
             _alone(context, partial(filtering.run, item.name, item.stage, context, model))
         case RlStage():
-            rl.run(item.name, item.stage, context, model)
+            alarmed.run(item.name, item.stage, context, rl.run, model)
         case EvaluateStage():
             pass  # the evaluation itself is what follows every stage
+
+
+def _forecast(name: str, recipe: Recipe) -> str:
+    """What `motet plan` says of a stage's memory; empty where it cannot say anything."""
+    from motet.plan.report import plan_of, planner_of
+
+    try:
+        plan = plan_of(recipe, planner_of(recipe), tables=False)
+    except (UserError, OSError):  # a model whose configuration cannot be read: it is not what the user is told about
+        return ""
+    stage = next((stage for stage in plan.stages if stage.work.name == name), None)
+    if stage is None or stage.need is None:
+        return ""
+    text = f"{stage.need.total / 2**30:.2f} GiB of {stage.need.usable / 2**30:.2f} that may be used"
+    return text + (f"; it proposes {stage.change}" if stage.change else "")
 
 
 def _open(world: World, folder: Path, console: bool) -> Run:
@@ -282,7 +331,7 @@ def _describe_run(recipe: Recipe, folder: Path, source: Path | None, command: st
 
 
 def _stages_read(stage: Stage) -> list[str]:
-    if isinstance(stage, SftStage):
+    if isinstance(stage, SftStage | CleanStage) or (isinstance(stage, FilterStage) and stage.data):
         return [source.stage for source in stage.data if source.stage]
     if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
         return [mix.stage for mix in stage.problems if mix.stage]
@@ -291,13 +340,24 @@ def _stages_read(stage: Stage) -> list[str]:
 
 def _part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What of the recipe the stage's own result depends on: nothing that only changes speed or its evaluation."""
-    own = stage.model_dump(mode="json", exclude={"checkpoint_every", "evaluate"})
-    sources = stage.data if isinstance(stage, SftStage) else getattr(stage, "problems", ())
+    own = stage.model_dump(mode="json", exclude={"alarms", "checkpoint_every", "evaluate", "micro_batch_tokens"})
+    sources = (*getattr(stage, "data", ()), *getattr(stage, "problems", ()))
     used = {source.problems for source in sources if source.problems}
     named = [source.path for source in sources if isinstance(source, SftSource)]
-    if isinstance(stage, SynthesizeStage) and stage.teacher is not None:
-        named.append(stage.teacher.script)
+    if isinstance(stage, SynthesizeStage | CleanStage):
+        own["rules"] |= {"judge": _answering(stage.rules.judge)}
+        named += [stage.rules.judge.script] if stage.rules.judge is not None else []
+    if isinstance(stage, SynthesizeStage):
+        own |= {"teacher": _answering(stage.teacher)}
+        own |= {"teachers": {name: _answering(teacher) for name, teacher in stage.teachers.items()}}
+        named += [teacher.script for teacher in (stage.teacher, *stage.teachers.values()) if teacher is not None]
     return {"stage": own, **_shared_part(recipe, used, named)}
+
+
+def _answering(teacher: Engine | None) -> dict[str, Any] | None:
+    """What of a teacher its answers depend on: not its caps, its price or how often it is asked again."""
+    kept = ENGINE_IDENTITY | {"share", "sampling", "ask"}
+    return None if teacher is None else {k: v for k, v in teacher.model_dump(mode="json").items() if k in kept}
 
 
 def _evaluation_part(recipe: Recipe) -> dict[str, Any]:
@@ -311,9 +371,12 @@ def _shared_part(recipe: Recipe, problems: set[str], named: list[str | None]) ->
     sets = {name: recipe.problems[name] for name in sorted(problems)}
     named += [path for p in sets.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
     return {
-        **recipe.model_dump(mode="json", include={"seed", "model", "chat"}),
+        **recipe.model_dump(mode="json", include={"seed", "model", "chat"}, exclude=MEMORY_ONLY),
         "problems": {name: part.model_dump(mode="json") for name, part in sets.items()},
-        "engine": recipe.engine.model_dump(mode="json", include={"kind", "url", "model", "script"}),
+        "engine": {
+            **recipe.engine.model_dump(mode="json", include={"kind", "url", "model", "script"}),
+            **{name: value for name in ("extra", "omit") if (value := getattr(recipe.engine, name))},
+        },
         **_fingerprints("files", [*named, recipe.chat.template, recipe.engine.script]),
     }
 
@@ -325,7 +388,7 @@ def _is_evaluated(stage: Stage) -> bool:
 def _base_part(recipe: Recipe) -> dict[str, Any]:
     named = [path for p in recipe.problems.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
     return {
-        **recipe.model_dump(mode="json", include={"seed", "model", "problems"}),
+        **recipe.model_dump(mode="json", include={"seed", "model", "problems"}, exclude=MEMORY_ONLY),
         **_fingerprints("problem_files", named),
     }
 
@@ -333,7 +396,7 @@ def _base_part(recipe: Recipe) -> dict[str, Any]:
 def _fingerprints(key: str, named: Sequence[str | None]) -> dict[str, Any]:
     """{key: {file: hash of its content}} of those that are local: an edited file is another input."""
     paths = [Path(name) for name in named if name]
-    files = sorted({f for path in paths for f in (path.iterdir() if path.is_dir() else (path,)) if f.is_file()})
+    files = sorted({f for path in paths for f in (path.rglob("*") if path.is_dir() else (path,)) if f.is_file()})
     hashes = {}
     for file in files:
         with file.open("rb") as content:

@@ -2,7 +2,15 @@
 
 
 class UserError(ValueError):
-    """Caused by input; the command line prints its text without a traceback and exits with 2."""
+    """Caused by input; the command line prints its text without a traceback and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class Paused(UserError):
+    """An alarm ended the run, as the recipe asked for; a checkpoint was saved."""
+
+    exit_code = 3
 
 
 class Elsewhere(UserError):

@@ -14,7 +14,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Recipe, nearest
 
 PRESETS = Path(__file__).parent.parent / "presets"
-KINDS = ("sft", "synthesize", "filter", "rl", "evaluate")
+KINDS = ("sft", "synthesize", "clean", "filter", "rl", "evaluate")
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -31,6 +31,13 @@ def check(tree: dict[str, Any], origin: str) -> Recipe:
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{origin}: {len(lines)} problem(s) in the recipe\n" + "\n".join(lines)) from None
+
+
+def built(tree: dict[str, Any], overrides: list[str], origin: str) -> Recipe:
+    """A recipe that no file holds, from plain values; a command makes one around what it was given."""
+    for text in overrides:
+        _override(tree, text)
+    return check(tree, origin)
 
 
 def merged(path: Path, overrides: list[str]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from motet.base import jsonl
 from motet.base.errors import UserError
@@ -25,6 +25,16 @@ T = TypeVar("T")
 def follows() -> bool:
     """Of a run of several processes the first one writes, prints and shows; this is another one."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+
+
+class Tracker(Protocol):
+    """Where figures go besides the run folder (`base/tracking.py`); it never raises and never waits."""
+
+    def report(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def alert(self, title: str, text: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Run:
@@ -41,6 +51,7 @@ class Run:
             file.close()
             raise UserError(f"{folder}: another process is writing this run; wait for it, or give another name")
         self._metrics = jsonl.Journal(folder / "metrics.jsonl")
+        self.trackers: Sequence[Tracker] = ()
         self.folder = folder
         self.console = console
         self._handlers: list[logging.Handler] = [file]
@@ -62,6 +73,13 @@ class Run:
         self._metrics.append({"time": round(time.time(), 3), "stage": stage, "step": step, **metrics})
         shown = "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in columns if name in metrics)
         log.info("%s %d/%d  %s", stage, step, total, shown)
+        for tracker in self.trackers:
+            tracker.report(stage, step, metrics)
+
+    def alert(self, title: str, text: str) -> None:
+        """To the trackers; the log has it already."""
+        for tracker in self.trackers:
+            tracker.alert(title, text)
 
     def drop_metrics(self, stage: str, from_step: int) -> None:
         """Removes the rows of a stage from `from_step` on: a resumed run writes them again."""
@@ -75,6 +93,8 @@ class Run:
 
     def close(self) -> None:
         self._metrics.close()
+        for tracker in self.trackers:
+            tracker.close()
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
@@ -93,6 +113,7 @@ class Followed(Run):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.console = False
+        self.trackers = ()
         self._handlers = []
 
     def report(self, stage: str, step: int, total: int, metrics: Mapping[str, float], columns: Iterable[str]) -> None:
@@ -144,7 +165,8 @@ def console_log() -> Iterator[None]:
 
 
 class Timers:
-    """Seconds by name: `with timers("generate"): ...`, then `timers.metrics()`."""
+    """Seconds by name: `with timers("generate"): ...`, then `timers.metrics()`. An error that passes through is given
+    the innermost name as its attribute `phase`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -154,8 +176,17 @@ class Timers:
         start = time.perf_counter()
         try:
             yield
+        except Exception as error:
+            if not hasattr(error, "phase"):  # the innermost one
+                error.phase = name  # type: ignore[attr-defined]
+            raise
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def part(self, of: str, name: str, seconds: float) -> None:
+        """Counts `seconds` of what `of` takes as `name`."""
+        self.seconds[of] = self.seconds.get(of, 0.0) - seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def metrics(self) -> dict[str, float]:
         return {f"time/{name}": round(value, 4) for name, value in self.seconds.items()}

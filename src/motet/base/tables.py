@@ -8,6 +8,7 @@ Both readers of user data (problems, conversations) stand on this file, so that 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 from motet.base.errors import UserError
 from motet.base.recipe import nearest
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+AT_ONCE = 128
+"""Rows of a Parquet or Arrow file that are Python objects at the same time."""
 _MISSING = object()
 
 
@@ -52,8 +55,9 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str, split: str = "train", columns: Mapping[str, str] | None = None) -> Iterator[Row | UserError]:
-    """Rows of a JSON Lines, JSON (a list) or Parquet file, of a folder of them in order of name, or of a hub data set
-    ("owner/name" or "owner/name:configuration").
+    """Rows of a JSON Lines, JSON (a list), Parquet or Arrow file, of a folder of them in order of name, or of a hub
+    data set ("owner/name" or "owner/name:configuration"). A folder may also be what Hugging Face datasets saved, or a
+    copy of a data set's repository; then `split` says which of its files. Rows are read one by one, a .json as a whole.
 
     `columns` maps our fields to the source's, a dot going one level down: {"answer": "reward_model.ground_truth"}.
     A row that cannot be read comes as the error that it would raise, so that the caller may drop it and go on; a
@@ -62,9 +66,7 @@ def read_rows(path: str, split: str = "train", columns: Mapping[str, str] | None
     mapping = dict(columns or {})
     found = Path(path)
     if found.is_dir():
-        files = [f for f in sorted(found.iterdir()) if f.suffix in SUFFIXES and not f.name.startswith(".")]
-        if not files:
-            raise UserError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)})")
+        files = _files_of(found, split)
         rows: Iterable[Row | UserError] = (row for file in files for row in _read_file(file))
     elif found.is_file():
         rows = _read_file(found)
@@ -87,9 +89,33 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder, in order of name."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = [str(name) for name in json.loads((folder / "dataset_dict.json").read_text())["splits"]]
+        if split not in splits:
+            raise UserError(f"{folder}: there is no split {split!r}; {nearest(split, splits)}".rstrip("; "))
+        folder = folder / split
+    if (folder / "state.json").is_file():
+        return [folder / data["filename"] for data in json.loads((folder / "state.json").read_text())["_data_files"]]
+    files = [f for f in sorted(folder.iterdir()) if f.suffix in SUFFIXES and not f.name.startswith(".")]
+    if files:
+        return files
+    below = [f for f in sorted(folder.rglob("*")) if f.suffix in (".parquet", ".jsonl", ".arrow")]
+    files = [f for f in below if any(re.match(rf"{re.escape(split)}\b", part) for part in f.relative_to(folder).parts)]
+    if below and not files:
+        held = ", ".join(str(f.relative_to(folder)) for f in below[:4])
+        raise UserError(f"{folder}: none of its files is of the split {split!r} (it holds {held})")
+    if not files:
+        raise UserError(f"{folder}: the folder holds no data file ({', '.join(SUFFIXES)})")
+    return files
+
+
 def _read_file(path: Path) -> Iterator[Row | UserError]:
     if path.suffix == ".parquet":
         return _read_parquet(path)
+    if path.suffix == ".arrow":
+        return _read_arrow(path)
     if path.suffix == ".json":
         return _read_list(path)
     if path.suffix in SUFFIXES:
@@ -135,12 +161,28 @@ def _read_parquet(path: Path) -> Iterator[Row | UserError]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=AT_ONCE):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}, row {number}", values)
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _read_arrow(path: Path) -> Iterator[Row | UserError]:
+    """A stream of record batches, as Hugging Face datasets writes them."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
+            number = 0
+            for batch in batches:
+                for start in range(0, batch.num_rows, AT_ONCE):
+                    for values in batch.slice(start, AT_ONCE).to_pylist():
+                        number += 1
+                        yield Row(f"{path}, row {number}", values)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable Arrow file ({str(error).splitlines()[0]})") from error
 
 
 def _read_hub(path: str, split: str) -> Iterator[Row | UserError]:

@@ -39,7 +39,7 @@ class ChatFormat:
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens up to and including the opening of the assistant's turn."""
-        return self.encode(self._prompt_text(messages))
+        return self.encode(self.prompt_text(messages))
 
     def completion(self, message: Message) -> tuple[int, ...]:
         """Tokens of an assistant turn, its end-of-turn token included."""
@@ -80,7 +80,8 @@ class ChatFormat:
             self.tokenizer.decode(list(tokens[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
-    def _prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What generation would see: the template's rendering up to the opening of the assistant's turn."""
         turns = [dict(m) for m in messages]
         if self.config.system is not None and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": self.config.system})
@@ -89,6 +90,10 @@ class ChatFormat:
         if opened and self.config.think == "required" and not self.config.open_think:
             raise UserError(f"the chat template ends a prompt with {OPEN} itself; set chat.open_think = true")
         return text + (OPEN if self.config.open_think and not opened else "")
+
+    def template_text(self, messages: Sequence[Message]) -> str:
+        """What the template itself writes for a whole conversation. It is not what is trained on (see `render`)."""
+        return self._apply_template([dict(m) for m in messages], add_generation_prompt=False)
 
     def _apply_template(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:

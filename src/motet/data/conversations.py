@@ -7,25 +7,27 @@ One row of each kind that `read_conversations` takes::
     {"prompt": "12 + 7 = ?", "completion": "<think>12 + 7 = 19</think>19"}
     {"conversations": [{"from": "human", "value": "12 + 7 = ?"}, {"from": "gpt", "value": "19"}]}
 
-Text between think tags at the start of an assistant turn becomes its `reasoning_content`.
+Text between think tags at the start of an assistant turn becomes its `reasoning_content`; `reasoning` and `thinking`
+of a turn mean the same. A row's own `system` text is put before turns that have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import SftSource
-from motet.base.records import Message, Problem, content_id
+from motet.base.records import Message, Problem, content_id, decode_problem
 from motet.base.tables import Row, read_rows, shown
 from motet.tasks import ProblemSplit
 from motet.tasks.files import message_list
 
 OPEN, CLOSE = "<think>", "</think>"
-FIELDS = ("messages", "prompt", "completion", "reasoning", "conversations", "id", "domain")
+FIELDS = ("messages", "prompt", "completion", "reasoning", "conversations", "system", "id", "domain")
 SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -38,34 +40,58 @@ class Conversation:
     """Name of the problem set or stage, or the path, that it comes from."""
     domain: str = ""
     """Empty where the source does not say."""
+    place: str = field(default="", compare=False)
+    """File and line, or the problem, for error messages."""
+    held_in: str = field(default="messages", compare=False)
+    """The row's field with the assistant's turns."""
 
 
-def load_conversations(source: SftSource, split: Callable[[str], ProblemSplit], run_folder: Path) -> list[Conversation]:
-    """What one share of an SFT mixture names: the solutions of a problem set, the traces of a stage, or a file."""
+def conversations(
+    source: SftSource, split: Callable[[str], ProblemSplit], run_folder: Path
+) -> Iterator[Conversation | UserError]:
+    """What one share of an SFT mixture names: the solutions of a problem set, the traces of a stage, or a file. One row
+    is in memory at a time, unless it is a problem set. A malformed row comes as its error."""
     if source.problems is not None:
-        found = list(solutions(split(source.problems).train))
-        if not found:
+        empty = True
+        for found in solutions(split(source.problems).train):
+            empty = False
+            yield found
+        if empty:
             raise UserError(f"problems.{source.problems}: none of its problems has a worked solution to train on")
-        return found
-    if source.stage is not None:
-        return list(traces(run_folder / source.stage))
-    assert source.path is not None
-    return list(read_conversations(source.path, source.split, source.columns))
+    elif source.stage is not None and source.rows == "solutions":
+        kept = jsonl.read(run_folder / source.stage / "problems.jsonl")
+        yield from solutions(decode_problem(row) for _, row in kept)
+    elif source.stage is not None:
+        yield from traces(run_folder / source.stage)
+    else:
+        assert source.path is not None
+        yield from placed_conversations(source.path, source.split, source.columns)
 
 
 def read_conversations(
     path: str, split: str = "train", columns: Mapping[str, str] | None = None, source: str | None = None
 ) -> Iterator[Conversation]:
     """Conversations of a file, folder or hub data set. Raises UserError naming file, line and field."""
-    unknown = next((field for field in columns or {} if field not in FIELDS), None)
+    for item in placed_conversations(path, split, columns, source):
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def placed_conversations(
+    path: str, split: str = "train", columns: Mapping[str, str] | None = None, source: str | None = None
+) -> Iterator[Conversation | UserError]:
+    """The same, a malformed row as the error that it would raise."""
+    unknown = next((name for name in columns or {} if name not in FIELDS), None)
     if unknown is not None:
         raise UserError(f"{path}: columns: there is no field {unknown!r}; known are {', '.join(FIELDS)}")
     empty = True
     for row in read_rows(path, split, columns):
-        if isinstance(row, UserError):
-            raise row
         empty = False
-        yield conversation_of(row, source or path)
+        try:
+            yield row if isinstance(row, UserError) else conversation_of(row, source or path)
+        except UserError as error:
+            yield error
     if empty:
         raise UserError(f"{path}: it holds no conversation")
 
@@ -76,7 +102,8 @@ def solutions(problems: Iterable[Problem]) -> Iterator[Conversation]:
         solution = problem.metadata.get("solution")
         if solution:
             answer = _assistant(solution["answer"], solution.get("reasoning", ""))
-            yield Conversation((*problem.messages, answer), problem.id, problem.source, problem.domain)
+            place = f"problems.{problem.source}, problem {problem.id}"
+            yield Conversation((*problem.messages, answer), problem.id, problem.source, problem.domain, place)
 
 
 def traces(stage_folder: Path) -> Iterator[Conversation]:
@@ -89,21 +116,28 @@ def traces(stage_folder: Path) -> Iterator[Conversation]:
             raise row
         messages = _ending_in_assistant(row, "messages", message_list(row, "messages", row.require("messages")))
         id = f"{row.text('problem_id')}/{_content_id(messages)}"
-        yield Conversation(messages, id, stage_folder.name, row.text("domain"))
+        yield Conversation(messages, id, stage_folder.name, row.text("domain"), row.place)
 
 
 def conversation_of(row: Row, source: str) -> Conversation:
     if row.get("messages") is not None:
-        messages = message_list(row, "messages", row.require("messages"))
-        messages = tuple(_assistant_of(m) if m["role"] == "assistant" else m for m in messages)
-        field = "messages"
+        messages, held_in = _turns(row, "messages"), "messages"
     elif row.get("conversations") is not None:
-        messages, field = _sharegpt(row), "conversations"
+        messages, held_in = _sharegpt(row), "conversations"
     else:
-        messages, field = _prompt_and_completion(row), "completion"
+        messages, held_in = _prompt_and_completion(row), "completion"
+    system = row.optional_text("system")
+    if system and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": system}, *messages)
     own_id = row.get("id")
     id = str(own_id) if own_id is not None else _content_id(messages)
-    return Conversation(_ending_in_assistant(row, field, messages), id, source, row.optional_text("domain") or "")
+    messages, domain = _ending_in_assistant(row, held_in, messages), row.optional_text("domain") or ""
+    return Conversation(messages, id, source, domain, row.place, held_in)
+
+
+def _turns(row: Row, name: str) -> tuple[Message, ...]:
+    messages = message_list(row, name, row.require(name))
+    return tuple(_assistant_of(m) if m["role"] == "assistant" else m for m in messages)
 
 
 def _prompt_and_completion(row: Row) -> tuple[Message, ...]:
@@ -118,6 +152,8 @@ def _sharegpt(row: Row) -> tuple[Message, ...]:
     turns = row.require("conversations")
     if not isinstance(turns, list) or not turns:
         raise row.error("conversations", f"must be a list of {{from, value}}, got {shown(turns)}")
+    if isinstance(turns[0], Mapping) and "role" in turns[0]:  # many sets give turns of {role, content} this name
+        return _turns(row, "conversations")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
         place = f"conversations[{number}]"
@@ -144,9 +180,9 @@ def _assistant(content: str, reasoning: str = "") -> Message:
     return message
 
 
-def _ending_in_assistant(row: Row, field: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _ending_in_assistant(row: Row, name: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if messages[-1]["role"] != "assistant":
-        raise row.error(field, f"must end with a turn of the assistant, not of {messages[-1]['role']!r}")
+        raise row.error(name, f"must end with a turn of the assistant, not of {messages[-1]['role']!r}")
     return messages
 
 

@@ -74,17 +74,25 @@ class Slice:
     """Where its scored tokens begin among those of the row."""
 
 
-def pack(samples: Sequence[Sample], max_tokens: int, device: torch.device | str = "cpu", rows: int = 1) -> list[Batch]:
+def pack(
+    samples: Sequence[Sample],
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    rows: int = 1,
+    share_prompts: bool = False,
+) -> list[Batch]:
     """Longest first, each sample into the first batch with room. One longer than `max_tokens` is a batch of its own.
 
     With `rows` > 1, that many batches are worked on at the same time: their number becomes a multiple of it where the
-    samples allow, all with about the same number of tokens. How samples fall into batches changes memory and speed,
-    never the summed loss.
+    samples allow, all with about the same number of tokens. With `share_prompts` samples that begin with the same
+    tokens up to the first scored one go together, and have these tokens once. How samples fall into batches changes
+    memory and speed, never the summed loss.
     """
-    lengths = [len(sample.tokens) for sample in samples]
+    units = _by_prompt(samples, max_tokens) if share_prompts else [[index] for index in range(len(samples))]
+    lengths = [_tokens_of(samples, unit) for unit in units]
     bins: list[list[int]] = []
     room: list[int] = []
-    for index in sorted(range(len(samples)), key=lambda i: -lengths[i]):
+    for index in sorted(range(len(units)), key=lambda i: -lengths[i]):
         place = next((b for b, free in enumerate(room) if free >= lengths[index]), None)
         if place is None:
             bins.append([index])
@@ -96,7 +104,7 @@ def pack(samples: Sequence[Sample], max_tokens: int, device: torch.device | str 
         even = _evenly(lengths, rows * -(-len(bins) // rows))
         if max(sum(lengths[i] for i in members) for members in even) <= max(max_tokens, *lengths):
             bins = even
-    return [_batch(samples, members, device) for members in bins]
+    return [_batch(samples, [units[index] for index in members], device) for members in bins]
 
 
 def sliced(batch: Batch, part: int, parts: int) -> Slice:
@@ -144,37 +152,78 @@ def _evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
     return [members for members in bins if members]
 
 
-def _batch(samples: Sequence[Sample], members: list[int], device: torch.device | str) -> Batch:
+def _prompt_of(sample: Sample) -> tuple[int, ...]:
+    """The tokens before the first scored one; none where nothing is scored."""
+    return sample.tokens[: sample.loss_mask.index(True)] if True in sample.loss_mask else ()
+
+
+def _by_prompt(samples: Sequence[Sample], max_tokens: int) -> list[list[int]]:
+    """Samples with the same prompt, at most `max_tokens` together with it once; in the order of their first ones."""
+    units: list[list[int]] = []
+    latest: dict[tuple[int, ...], tuple[list[int], int]] = {}
+    for index, sample in enumerate(samples):
+        prompt = _prompt_of(sample)
+        unit, room = latest.get(prompt, ([], 0)) if prompt else ([], 0)
+        own = len(sample.tokens) - len(prompt)
+        if not unit or own > room:
+            unit, room = [], max_tokens - len(prompt)
+            units.append(unit)
+        unit.append(index)
+        latest[prompt] = unit, room - own
+    return units
+
+
+def _tokens_of(samples: Sequence[Sample], unit: Sequence[int]) -> int:
+    common = len(_prompt_of(samples[unit[0]])) if len(unit) > 1 else 0
+    return sum(len(samples[index].tokens) for index in unit) - common * (len(unit) - 1)
+
+
+def _batch(samples: Sequence[Sample], units: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
+    """The samples of a unit of several have one prompt, which lies before all of them."""
     tokens: list[int] = []
     positions: list[int] = []
-    scored, targets, lengths = [], [], []
+    scored: list[int] = []
+    targets: list[int] = []
+    lengths: list[int] = []
     advantages: list[float] = []
     weights: list[float] = []
     behaviour: list[float] = []
     owners: list[int] = []
-    for owner, index in enumerate(members):
-        sample = samples[index]
-        start = len(tokens)
-        tokens += sample.tokens
-        positions += range(len(sample.tokens))
-        lengths.append(len(sample.tokens))
-        places = [i for i, trained in enumerate(sample.loss_mask) if trained and i > 0]
-        scored += [start + i - 1 for i in places]
-        targets += [sample.tokens[i] for i in places]
-        advantages += [sample.advantage] * len(places)
-        weights += [sample.weight] * len(places)
-        owners += [owner] * len(places)
-        behaviour += sample.logprobs or [float("nan")] * len(places)
+    after: list[int] = []
+    order: list[int] = []
+    for unit in units:
+        common = len(_prompt_of(samples[unit[0]])) if len(unit) > 1 else 0
+        first, parent = len(tokens), len(lengths) if common else -1
+        if common:
+            tokens += samples[unit[0]].tokens[:common]
+            positions += range(common)
+            lengths.append(common)
+            after.append(-1)
+        for index in unit:
+            sample = samples[index]
+            start = len(tokens) - common  # where its first token would lie, if it had its prompt to itself
+            tokens += sample.tokens[common:]
+            positions += range(common, len(sample.tokens))
+            lengths.append(len(sample.tokens) - common)
+            after.append(parent)
+            places = [i for i, trained in enumerate(sample.loss_mask) if trained and i > 0]
+            scored += [(start if i > common else first) + i - 1 for i in places]
+            targets += [sample.tokens[i] for i in places]
+            advantages += [sample.advantage] * len(places)
+            weights += [sample.weight] * len(places)
+            owners += [len(order)] * len(places)
+            behaviour += sample.logprobs or [float("nan")] * len(places)
+            order.append(index)
     assert len(behaviour) == len(targets)
     return Batch(
         tokens_T=torch.tensor(tokens, device=device),
         positions_T=torch.tensor(positions, device=device),
-        documents=Documents.plan(lengths, device),
+        documents=Documents.plan(lengths, device, after=tuple(after) if max(after) >= 0 else ()),
         scored_N=torch.tensor(scored, device=device, dtype=torch.long),
         targets_N=torch.tensor(targets, device=device, dtype=torch.long),
         advantages_N=torch.tensor(advantages, device=device, dtype=torch.float32),
         weights_N=torch.tensor(weights, device=device, dtype=torch.float32),
         behaviour_N=torch.tensor(behaviour, device=device, dtype=torch.float32),
         sequence_N=torch.tensor(owners, device=device, dtype=torch.long),
-        order=tuple(members),
+        order=tuple(order),
     )

@@ -1,30 +1,43 @@
 """Samples from an OpenAI-compatible server: a teacher, or a model that only an address is known of.
 
 Not for RL: a server of this kind takes no weights, and the tokens of another tokenizer mean nothing to the learner.
-`tokens` are empty unless the server tells their ids (vLLM does). `logprobs` are asked for at temperature 1 alone, since
-servers tell those of the distribution before the temperature; they are empty where the server tells none. Reasoning
-that a server sends apart from the answer is put back: "<think>\\n12 + 7 is 19.\\n</think>\\n\\n19".
+`tokens` and `logprobs` are empty unless the server tells them (vLLM does). What it answers is on disk before it counts
+(`ledger`), and what it is asked for stays within the caps (`gate`); `replies` knows how servers put things.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import queue
 import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from motet.base.errors import UserError
 from motet.base.recipe import Engine
-from motet.base.records import Completion, Stop
+from motet.base.records import Completion, content_id
+from motet.engine.account import Account
+from motet.engine.gate import Abandoned, Gate
+from motet.engine.ledger import Ledger
 from motet.engine.protocol import Request, SamplingParams
+from motet.engine.replies import (
+    VERSION,
+    advice,
+    completions,
+    is_permanent,
+    largest_usage,
+    payload,
+    refuses_several,
+    usage_of,
+)
+from motet.engine.wire import Failed, Wire, read
 
 if TYPE_CHECKING:
-    import httpx
     import torch
 
 log = logging.getLogger("motet")
@@ -32,67 +45,74 @@ log = logging.getLogger("motet")
 OPTIONAL = ("return_token_ids", "logprobs", "seed")
 """Fields that some servers refuse; a refused one is left out from then on."""
 LONGEST_BACKOFF_SECONDS = 60.0
+TELL_EVERY_SECONDS = 30.0
+
+
+class _Changed(Exception):
+    """The server does not take a field, which is left out from now on: the same try again."""
 
 
 class EndpointEngine:
-    """Asks for up to `batch_size` completions at once. `backoff_seconds` is the first wait after a failure; each
-    further one is twice as long, up to a minute, less up to a half at random; a server's Retry-After goes before it.
+    """Asks for up to `batch_size` replies at once. `backoff_seconds` is the first wait after a failure; each further
+    one is twice as long, up to a minute, less up to a half at random; a server's Retry-After goes before it.
+
+    `scored`: ask for the ids and log-probabilities of tokens too, which of a teacher nobody reads. `open_think`: the
+    recipe's prompts end with <think>, so its completions begin after it; the server's come with it or without.
     """
 
-    version = 0
+    version = VERSION
 
-    def __init__(self, settings: Engine, backoff_seconds: float = 1.0) -> None:
-        import httpx
-
-        url = (settings.url or "").rstrip("/")
-        try:
-            valid = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
-        except httpx.InvalidURL:
-            valid = False
-        if not valid:
-            raise UserError(f"engine.url: {settings.url!r} is no http address. Give one like http://localhost:8000/v1.")
+    def __init__(
+        self, settings: Engine, backoff_seconds: float = 1.0, scored: bool = True, open_think: bool = False
+    ) -> None:
         self.settings = settings
-        self.url = url + "/chat/completions"
+        self.open_think = open_think
         self.backoff_seconds = backoff_seconds
-        self.omitted: set[str] = set()
+        self.scored = scored
+        self.account = Account(settings.price)
+        self.omitted: set[str] = set(settings.omit)
+        self._gate = Gate(settings.caps, self.account)
+        self._ledgers: dict[Path, Ledger] = {}
+        self._ledger: Ledger | None = None
         self._quiet_until = 0.0
-        key = os.environ.get(settings.api_key_env, "").strip()
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(settings.timeout_seconds, connect=min(20.0, settings.timeout_seconds)),
-            limits=httpx.Limits(max_connections=settings.batch_size, max_keepalive_connections=settings.batch_size),
-        )
+        self._wire = Wire(settings)
+
+    def keep(self, groups: Path) -> None:
+        """As `Recorded.keep`."""
+        if groups not in self._ledgers:
+            self._ledgers[groups] = Ledger(groups, self.account)
+            if self._ledgers[groups].interrupted:
+                text = "%s: %d requests were under way when the process was killed: asked again, by the same name"
+                log.info(text, self.settings.model, self._ledgers[groups].interrupted)
+        self._ledger = self._ledgers[groups]
+        self.omitted |= self._ledger.omits
+
+    def bill(self) -> dict[str, Any]:
+        """As `Recorded.bill`."""
+        return self.account.bill()
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.generate`. Raises UserError when the server refuses a request or stays out of reach."""
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        ended: queue.SimpleQueue[tuple[int, Completion | Exception]] = queue.SimpleQueue()
-        for index in range(len(requests)):
-            waiting.put(index)
-        stopped = threading.Event()
-
-        def work() -> None:
-            while not stopped.is_set():
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    ended.put((index, self._ask(requests[index], sampling, stopped)))
-                except Exception as error:  # raised again in the caller's thread
-                    ended.put((index, error))
-
-        # daemons, not an executor's threads: those are joined when Python exits, and Ctrl-C would wait for the server
-        for _ in range(min(self.settings.batch_size, len(requests))):
-            threading.Thread(target=work, name="motet-endpoint", daemon=True).start()
-        try:
-            for _ in range(len(requests)):
-                index, result = ended.get()
-                if isinstance(result, Exception):
-                    raise result
-                yield index, result
-        finally:
-            stopped.set()
+        """As `Engine.generate`; what is in the ledger is not asked again. Raises UserError when the server refuses a
+        request, stays out of reach, or a cap of cost is reached: after the replies that were under way are in."""
+        keys = [self._key_of(request, sampling) for request in requests]
+        missing: list[int] = []
+        for index, key in enumerate(keys):
+            found = self._ledger.find(key) if self._ledger is not None else None
+            if found is None:
+                missing.append(index)
+            else:
+                yield index, self._prompted(completions(found[0])[found[1]])
+        if len(missing) < len(requests):
+            log.info(
+                "%s: %d of %d completions are on disk", self.settings.model, len(requests) - len(missing), len(requests)
+            )
+        began = told = time.monotonic()
+        for fresh, (index, completion) in enumerate(self._ask_all(requests, keys, missing, sampling), 1):
+            if time.monotonic() - told >= TELL_EVERY_SECONDS or (fresh == len(missing) and self._ledger is not None):
+                told = time.monotonic()
+                done = len(requests) - len(missing) + fresh
+                log.info("%s: %s", self.settings.model, self.account.line(done, len(requests), told - began, fresh))
+            yield index, self._prompted(completion)
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         raise UserError(
@@ -102,125 +122,169 @@ class EndpointEngine:
 
     def close(self) -> None:
         """A `generate` that is under way then raises."""
-        self._client.close()
+        self._wire.close()
+        for ledger in self._ledgers.values():
+            ledger.close()
 
-    def _ask(self, request: Request, sampling: SamplingParams, stopped: threading.Event) -> Completion:
-        """One completion, with the repeated tries that it takes."""
-        import httpx
+    def _prompted(self, completion: Completion) -> Completion:
+        if not self.open_think:
+            return completion
+        return replace(completion, text=completion.text.lstrip().removeprefix("<think>"))
 
+    def _key_of(self, request: Request, sampling: SamplingParams) -> str:
+        """Equal keys are the same question: a reply to one is the reply to the other."""
+        what = [self.settings.model, [dict(m) for m in request.messages], request.seed, self.settings.extra]
+        settings = [sampling.temperature, sampling.top_p, sampling.max_tokens]
+        return content_id(json.dumps([what, settings], sort_keys=True))
+
+    def _ask_all(
+        self, requests: Sequence[Request], keys: Sequence[str], missing: Sequence[int], sampling: SamplingParams
+    ) -> Iterator[tuple[int, Completion]]:
+        waiting: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[tuple[int, Completion] | Exception | None] = queue.SimpleQueue()
+        asks = self._together(requests, missing)
+        for ask in asks:
+            waiting.put(ask)
+        stopped = threading.Event()
+
+        def work() -> None:
+            while not stopped.is_set():
+                try:
+                    ask = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                try:
+                    found = self._ask([requests[i] for i in ask], [keys[i] for i in ask], sampling, stopped)
+                except Abandoned:
+                    break
+                except Exception as error:  # raised again in the caller's thread
+                    ended.put(error)
+                    break
+                for pair in zip(ask, found, strict=False):
+                    ended.put(pair)
+                for index in ask[len(found) :]:
+                    waiting.put([index])
+            ended.put(None)
+
+        # daemons, not an executor's threads: those are joined when Python exits, and Ctrl-C would wait for the server
+        workers = min(self.settings.batch_size, len(asks))
+        for _ in range(workers):
+            threading.Thread(target=work, name="motet-endpoint", daemon=True).start()
+        trouble: Exception | None = None
+        try:
+            while workers:
+                result = ended.get()
+                if result is None:
+                    workers -= 1
+                elif isinstance(result, Exception):
+                    # what is under way is paid for: nothing more is sent, and its replies are waited for
+                    trouble = trouble or result
+                    stopped.set()
+                else:
+                    yield result
+            if trouble is not None:
+                raise trouble
+        finally:
+            stopped.set()
+
+    def _together(self, requests: Sequence[Request], missing: Sequence[int]) -> list[list[int]]:
+        """The requests by conversation, at most `choices` in each: what one request may ask for."""
+        same: dict[str, list[int]] = {}
+        for index in missing:
+            same.setdefault(json.dumps([dict(m) for m in requests[index].messages]), []).append(index)
+        n = 1 if "n" in self.omitted else self.settings.choices
+        return [alike[i : i + n] for alike in same.values() for i in range(0, len(alike), n)]
+
+    def _ask(
+        self, requests: Sequence[Request], keys: Sequence[str], sampling: SamplingParams, stopped: threading.Event
+    ) -> list[Completion]:
+        """Completions of the first of `requests`, one at least, with the repeated tries that it takes."""
         failures = 0
         while True:
-            body = {k: v for k, v in payload(self.settings.model, request, sampling).items() if k not in self.omitted}
-            delay = None
+            n = 1 if "n" in self.omitted else len(requests)
+            n = self._gate.widest(largest_usage(requests[0], sampling.max_tokens), n)
             try:
-                reply = self._client.post(self.url, json=body)
-            except httpx.RequestError as error:
-                problem = f"{type(error).__name__}: {error}".rstrip(": ")
-            else:
-                if reply.status_code in (400, 422) and self._omit(reply.text, body):
-                    continue
-                if reply.is_success:
-                    try:
-                        return completion(reply.json())
-                    except (ValueError, LookupError, TypeError, AttributeError):
-                        problem = f"not a chat completion: {reply.text[:200]!r}"
-                elif reply.status_code in (408, 425, 429) or reply.status_code >= 500:
-                    problem = f"status {reply.status_code}: {reply.text[:200]}"
-                    delay = retry_after(reply)
-                else:
-                    raise self._refusal(reply)
-            failures += 1
-            if failures > self.settings.retries:
-                raise UserError(
-                    f"{self.url} gave no completion in {failures} tries; the last: {problem}. "
-                    "See that the server runs and that engine.url is right; engine.retries and engine.timeout_seconds "
-                    "allow for a slower one."
-                )
-            self._wait(failures, delay, problem, stopped)
+                return self._try(requests[0], keys[:n], sampling, stopped)
+            except _Changed:
+                continue
+            except Failed as failure:
+                failures += 1
+                if failures > self.settings.retries:
+                    raise UserError(
+                        f"{self._wire.url} gave no completion in {failures} tries; the last: {failure}. "
+                        "See that the server runs and that url is right; retries and timeout_seconds allow for a "
+                        "slower one."
+                    ) from None
+                self._wait(failures, failure, stopped)
 
-    def _wait(self, failures: int, delay: float | None, problem: str, stopped: threading.Event) -> None:
+    def _try(
+        self, request: Request, keys: Sequence[str], sampling: SamplingParams, stopped: threading.Event
+    ) -> list[Completion]:
+        """One request for as many completions as there are keys."""
+        body = payload(self.settings.model, request, sampling, len(keys), self.settings.extra, self.scored)
+        if "max_tokens" in self.omitted and "max_tokens" not in self.settings.omit:
+            body["max_completion_tokens"] = body["max_tokens"]
+        body = {name: value for name, value in body.items() if name not in self.omitted}
+        name, most = content_id("request", *keys), largest_usage(request, sampling.max_tokens, len(keys))
+        ticket = self._gate.enter(most, stopped)
+        ledger, began = self._ledger, time.monotonic()
+        if ledger is not None:
+            ledger.sent(name, most)
+        try:
+            reply = self._wire.post(body, ledger.name(name) if ledger is not None else name)
+            found = read(reply)
+        except Failed as failure:
+            self._gate.failed(ticket, failure.why, failure.charged)
+            if ledger is not None:
+                ledger.failed(name, most, failure.why, failure.charged, failure.received, failure.text)
+            if failure.why in ("status 400", "status 422") and self._omit(failure.text, body):
+                raise _Changed from None
+            if failure.why.startswith("status ") and is_permanent(int(failure.why.split()[1]), failure.text):
+                raise self._refusal(int(failure.why.split()[1]), failure.text) from None
+            raise
+        found = found[: len(keys)]
+        usage = usage_of(reply)
+        if ledger is not None:
+            ledger.answered(name, keys[: len(found)], most, usage, time.monotonic() - began, body, reply)
+        self._gate.answered(ticket, usage, len(found))
+        if len(found) < len(keys):
+            self._refuses("n", logging.INFO)
+        return found
+
+    def _wait(self, failures: int, failure: Failed, stopped: threading.Event) -> None:
         jitter = random.uniform(0.5, 1.0)
-        backoff = min(LONGEST_BACKOFF_SECONDS, self.backoff_seconds * 2.0 ** (failures - 1)) * jitter
-        # a server that asks for hours gets another try within timeout_seconds all the same
-        seconds = backoff if delay is None else min(delay, self.settings.timeout_seconds) + backoff / 10
+        seconds = min(LONGEST_BACKOFF_SECONDS, self.backoff_seconds * 2.0 ** (failures - 1)) * jitter
+        if failure.delay is not None:
+            # a server that asks for hours gets another try within timeout_seconds all the same
+            delay = min(failure.delay, self.settings.timeout_seconds)
+            self._gate.hold(delay)
+            seconds = delay + seconds / 10
         now = time.monotonic()
         if now >= self._quiet_until:  # all threads meet the same trouble: one line tells it
             self._quiet_until = now + 10.0
             tries = f"{failures} of {self.settings.retries}"
-            log.warning("%s: %s; next try (%s) in %.0f s", self.settings.url, problem, tries, seconds)
+            log.warning("%s: %s; next try (%s) in %.0f s", self._wire.url, str(failure)[:300], tries, seconds)
         if stopped.wait(seconds):
-            raise UserError(f"{self.url}: nobody waits for this completion any more")
+            raise Abandoned
 
     def _omit(self, text: str, body: Mapping[str, Any]) -> bool:
-        """Whether the refusal names an optional field that was sent; such a field is not sent again."""
+        """Whether the refusal names a field that was sent and that the request can do without."""
         refused = [name for name in OPTIONAL if name in text and name in body]
+        if "max_completion_tokens" in text and "max_tokens" in body:
+            refused.append("max_tokens")
+        if not refused and "n" in body and refuses_several(text):
+            refused.append("n")
         for name in refused:
-            if name not in self.omitted:
-                self.omitted.add(name)
-                level = logging.WARNING if name == "seed" else logging.INFO
-                log.log(level, "%s does not take %r; it is left out from now on", self.settings.url, name)
+            self._refuses(name, logging.WARNING if name == "seed" else logging.INFO)
         return bool(refused)
 
-    def _refusal(self, reply: httpx.Response) -> UserError:
-        advice = {
-            401: f"Put the key into the environment variable {self.settings.api_key_env}.",
-            403: f"The key in the environment variable {self.settings.api_key_env} does not open this model.",
-            404: f"See that engine.url ends with the API's root, /v1 say, and that it has {self.settings.model!r}.",
-        }.get(reply.status_code, "Change the request as the server says; the same one would be refused again.")
-        return UserError(f"{self.url} refused with status {reply.status_code}: {reply.text[:500].strip()!r}. {advice}")
+    def _refuses(self, field: str, level: int) -> None:
+        if field not in self.omitted:
+            self.omitted.add(field)
+            log.log(level, "%s does not take %r; it is left out from now on", self._wire.url, field)
+            if self._ledger is not None:
+                self._ledger.refuses(field)
 
-
-def payload(model: str | None, request: Request, sampling: SamplingParams) -> dict[str, Any]:
-    return {
-        "model": model,
-        "messages": [dict(message) for message in request.messages],
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": request.seed % 2**31,  # what every server can hold
-        "return_token_ids": True,
-        **({"logprobs": True} if sampling.temperature == 1.0 else {}),
-    }
-
-
-def completion(reply: Any) -> Completion:
-    """The first choice of a chat completion; what is none raises one of the errors that `_ask` expects."""
-    choice = reply["choices"][0]
-    message = choice["message"]
-    finish = choice.get("finish_reason")
-    # any other reason ("content_filter", "abort") cut the text too: it must not be judged as an ended one
-    stop: Stop = "end" if finish in ("stop", "eos", None) else "length"
-    tokens = tuple(int(token) for token in choice.get("token_ids") or ())
-    scored = (choice.get("logprobs") or {}).get("content") or ()
-    if tokens and len(scored) != len(tokens):
-        scored = ()
-    return Completion(
-        text=full_text(message.get("content"), message.get("reasoning_content") or message.get("reasoning"), finish),
-        tokens=tokens,
-        logprobs=tuple(float(token["logprob"]) for token in scored),
-        stop=stop,
-        version=EndpointEngine.version,
-    )
-
-
-def full_text(content: Any, reasoning: Any, finish: str | None) -> str:
-    if not isinstance(content, str | None) or not isinstance(reasoning, str | None):
-        raise TypeError("a text was expected")
-    if not reasoning:
-        return content or ""
-    if not content and finish == "length":  # cut inside the reasoning, which therefore never ended
-        return f"<think>\n{reasoning.strip()}"
-    return f"<think>\n{reasoning.strip()}\n</think>\n\n{(content or '').lstrip()}"
-
-
-def retry_after(reply: httpx.Response) -> float | None:
-    """Seconds by the Retry-After header: a number or a date (RFC 9110, 10.2.3). None where it says nothing."""
-    value = reply.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    def _refusal(self, status: int, text: str) -> UserError:
+        what = advice(status, text, self.settings.api_key_env, self.settings.model)
+        return UserError(f"{self._wire.url} refused with status {status}: {text[:500].strip()!r}. {what}")

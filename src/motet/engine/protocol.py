@@ -7,9 +7,10 @@ equals the full forward pass; log-probabilities equal the learner's; new weights
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from motet.base.records import Completion, Message
 
@@ -48,3 +49,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Gives back memory, connections and processes."""
+
+
+@runtime_checkable
+class InWaves(Protocol):
+    """An engine that decodes so many requests side by side: with other company the last bits of a log-probability are
+    others, so that what is asked for again has to be asked for with the same company."""
+
+    def generate_waves(
+        self, requests: Sequence[Request], wanted: Collection[int], sampling: SamplingParams
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.generate` for all requests, but without the waves that hold none of the `wanted` ones. Of the
+        other waves all completions are sampled, and come to the bit as in a call for all."""
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """An engine whose replies are paid for: it keeps them on disk and never asks for one again."""
+
+    def keep(self, groups: Path) -> None:
+        """From now on replies are kept beside this file of groups, in raw/; those that are there answer without being
+        asked for, and what they cost counts."""
+
+    def bill(self) -> dict[str, Any]:
+        """Requests, replies, failed tries by reason, tokens and cost so far, earlier processes included."""

@@ -9,7 +9,7 @@ depend on what is sampled beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,14 @@ class TransformersEngine:
             raise UserError(f"new weights are incomplete: {sorted(set(own) - seen)[:3]} are missing")
         self._version = version
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
+        return self.generate_waves(requests, range(len(requests)), sampling)
+
+    @torch.inference_mode()
+    def generate_waves(
+        self, requests: Sequence[Request], wanted: Collection[int], sampling: SamplingParams
+    ) -> Iterator[tuple[int, Completion]]:
+        """A wave is `batch_size` requests, in the order of their prompts' lengths."""
         longest = getattr(self.model.config, "max_position_embeddings", None)
         prompt = max((len(request.prompt_tokens) for request in requests), default=0)
         if longest is not None and prompt + sampling.max_tokens > longest:
@@ -69,6 +75,8 @@ class TransformersEngine:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_tokens))
         for start in range(0, len(order), self._batch_size):
             members = order[start : start + self._batch_size]
+            if all(index not in wanted for index in members):
+                continue
             yield from self._decode(members, [requests[i] for i in members], sampling)
 
     def close(self) -> None:
@@ -222,7 +230,8 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self._used
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        # not self.keys[rows], which is several times slower on a CPU
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
 class _SlotCache(Cache):

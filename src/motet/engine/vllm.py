@@ -229,23 +229,25 @@ class Lender:
     allows that or the memory is not this GPU's."""
 
     def __init__(self) -> None:
-        self._engines: dict[Settings, Vllm] = {}
+        self._engines: dict[str, Vllm] = {}
+        """By their settings as text: those hold tables, which have no hash."""
 
     def lend(self, path: str | Path, model: Model, chat: ChatFormat, settings: Settings) -> Lent:
-        engine = self._engines.get(settings)
+        key = settings.model_dump_json()
+        engine = self._engines.get(key)
         if engine is None:
-            engine = self._engines[settings] = make(path, model, chat, settings)
+            engine = self._engines[key] = make(path, model, chat, settings)
         elif (str(path), 0) != (str(engine.path), engine.version):
             engine.restart_on(path)
         stays = bool(settings.sleep or settings.urls) or device_of(model).type == "cpu"
-        return Lent(engine, engine.rest if stays else lambda: self._give_up(settings))
+        return Lent(engine, engine.rest if stays else lambda: self._give_up(key))
 
     def close(self) -> None:
-        for settings in list(self._engines):
-            self._give_up(settings)
+        for key in list(self._engines):
+            self._give_up(key)
 
-    def _give_up(self, settings: Settings) -> None:
-        engine = self._engines.pop(settings, None)
+    def _give_up(self, key: str) -> None:
+        engine = self._engines.pop(key, None)
         if engine is not None:
             engine.close()
 

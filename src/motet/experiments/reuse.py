@@ -74,7 +74,7 @@ def run(
     results = []
     for arm, own in variants.items():
         if not follows():
-            _share(folder, target / arm.name, [*before, pipeline.BASE, pipeline.BASE + ".json"])
+            share(folder, target / arm.name, [*before, pipeline.BASE, pipeline.BASE + ".json"])
         pipeline.run(own, target / arm.name, source, console=console)
         results.append({**arm._asdict(), "s": arm.inner, **measure(target / arm.name, own, name)})
     report = _report(recipe, name, results, guard)
@@ -118,7 +118,7 @@ def _stage(recipe: Recipe, given: str | None) -> str:
     raise UserError(f"--stage {given or 'NAME'}: the recipe's rl stages are {', '.join(names) or 'none'}; name one")
 
 
-def _share(folder: Path, arm: Path, names: Sequence[str]) -> None:
+def share(folder: Path, arm: Path, names: Sequence[str]) -> None:
     """Links to what all arms start from: their manifests say what it was made from, and it is not made again."""
     arm.mkdir(parents=True, exist_ok=True)
     for name in names:

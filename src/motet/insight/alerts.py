@@ -1,15 +1,19 @@
-"""What is worth a second look: a short list of rules, each with its threshold and what to do about it."""
+"""What is worth a second look: the alarms of RL (`rl/alarms/`), and a few rules of the other stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from motet.base.recipe import Recipe
 from motet.base.statistics import ALL
-from motet.insight.facts import verdicts
-from motet.insight.folder import RunFolder, StageFolder
+from motet.insight.facts import forecast, verdicts
+from motet.insight.folder import RunFolder, StageFolder, rows
 from motet.insight.verdicts import mean_of
 from motet.insight.wording import number, percent, plural, points, short, table
+from motet.rl.alarms import Alarm, alarm_of
+from motet.rl.alarms.monitor import FILE, Monitor
 
 
 def alerts(run: RunFolder, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -23,10 +27,10 @@ def alerts(run: RunFolder, comparisons: Sequence[Mapping[str, Any]]) -> list[str
         found += _sft(stage)
     for stage in run.of_kind("filter"):
         found += _filter(stage)
-    for stage in (*run.of_kind("synthesize"), *run.of_kind("filter"), *run.of_kind("rl")):
+    for stage in (*run.of_kind("synthesize"), *run.of_kind("clean"), *run.of_kind("filter"), *run.of_kind("rl")):
         found += _unscored(stage)
     for stage in run.of_kind("rl"):
-        found += _rl(stage) + _unproven_rewards(stage, comparisons)
+        found += _rl(run, stage) + _forecast(stage) + _unproven_rewards(stage, comparisons)
     return found
 
 
@@ -70,6 +74,8 @@ def _sft(stage: StageFolder) -> list[str]:
 
 
 def _filter(stage: StageFolder) -> list[str]:
+    if table(stage.filter.get("live_share_before")) == {}:
+        return []
     before = number(table(stage.filter.get("live_share_before")).get(ALL))
     after = number(table(stage.filter.get("live_share_after")).get(ALL))
     if before is not None and after is not None and after <= before:
@@ -80,26 +86,49 @@ def _filter(stage: StageFolder) -> list[str]:
     return []
 
 
-def _rl(stage: StageFolder) -> list[str]:
-    found: list[str] = []
-    live, entropy = ends(stage, "groups/live_share"), ends(stage, "policy/entropy")
-    if live and live[1] < 0.3:
-        found.append(
-            f"{stage.name}: {percent(live[1])} of the groups were live at the end; the others gave no gradient. "
-            "Filter again with the present weights."
-        )
-    if entropy and entropy[0] > 0 and entropy[1] < 0.2 * entropy[0]:
-        found.append(
-            f"{stage.name}: entropy fell from {short(entropy[0])} to {short(entropy[1])}; the policy explores little. "
-            "Raise algorithm.clip_high or stop earlier."
-        )
-    difference = ends(stage, "engine/logprob_diff_mean")
-    if difference and difference[1] > 0.02:
-        found.append(
-            f"{stage.name}: engine and learner disagree by {short(difference[1])} nats a token on average; ratios "
-            "start away from 1."
-        )
-    return found
+def _rl(run: RunFolder, stage: StageFolder) -> list[str]:
+    """What the run's own alarms said; of a run that recorded none, what the same rules see in its figures."""
+    recorded = raised(stage.path)
+    if not recorded and stage.metrics and not (stage.path / FILE).exists():
+        recorded = _looked_at_now(run, stage)
+    return [alarm.sentence() for alarm in recorded]
+
+
+def _forecast(stage: StageFolder) -> list[str]:
+    first = forecast(stage).get("first")
+    if not first or first["groups"] < 100 or abs(first["seen"] - first["live"]) <= 0.1:
+        return []
+    return [
+        f"{stage.name}: {percent(first['seen'])} of the first {plural(first['groups'], 'group')} were live, and its "
+        f"filter had forecast {percent(first['live'])}: see that both sample alike, with the same weights."
+    ]
+
+
+def raised(stage: Path) -> list[Alarm]:
+    """The alarms that STAGE/alarms.jsonl holds, without those that a later one of the same rule repeats."""
+    found: dict[str, Alarm] = {}
+    file = stage / FILE
+    for _, row in rows(file) if file.exists() else ():
+        try:
+            if row["event"] == "alarm":
+                alarm = alarm_of(row["alarm"])
+                found.setdefault(alarm.rule, alarm)
+        except (KeyError, TypeError, ValueError):  # torn by a kill
+            continue
+    return list(found.values())
+
+
+def _looked_at_now(run: RunFolder, stage: StageFolder) -> list[Alarm]:
+    try:
+        recipe = Recipe.model_validate(run.resolved)
+    except ValueError:  # a recipe of another version: its thresholds are not known
+        return []
+    monitor = Monitor(recipe, stage.name)
+    found: dict[str, Alarm] = {}
+    for row in stage.metrics:
+        for alarm in monitor.see(row).raised:
+            found.setdefault(alarm.rule, alarm)
+    return list(found.values())
 
 
 def _unscored(stage: StageFolder) -> list[str]:

@@ -93,8 +93,11 @@ def forest_chart(rows: Sequence[tuple[str, Interval]], style: str, upper: float,
     return _svg(height, label, parts)
 
 
-def histogram(counts: Sequence[int], band: tuple[int, int] | None, style: str, label: str, height: int = 172) -> str:
-    """Problems by number of passes, 0 to n; bars of the band (both ends included) in full colour."""
+def histogram(
+    counts: Sequence[int], band: tuple[int, int] | None, style: str, label: str, height: int = 172, title: str = ""
+) -> str:
+    """Problems by number of passes, 0 to n, or by what `title` says; bars of the band (both ends included) in full
+    colour."""
     top, bottom = 26, height - 38
     most = max([*counts, 1])
     width = (WIDTH - 16) / len(counts)
@@ -116,7 +119,7 @@ def histogram(counts: Sequence[int], band: tuple[int, int] | None, style: str, l
         if width > 14:
             parts.append(_text(middle, bottom + 14, str(i), "tick middle"))
     parts.append(f'<line class="base" x1="8" x2="{WIDTH - 8}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(_text(WIDTH / 2, height - 8, f"passes in {len(counts) - 1} rollouts", "tick middle"))
+    parts.append(_text(WIDTH / 2, height - 8, title or f"passes in {len(counts) - 1} rollouts", "tick middle"))
     return _svg(height, label, parts)
 
 

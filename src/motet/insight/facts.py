@@ -36,7 +36,7 @@ def facts(run: RunFolder, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str
         "evaluation": {s.name: {d: {**NOTHING, **table(row)} for d, row in s.domains.items()} for s in run.evaluated},
         "evaluation_settings": {s.name: table(s.evaluation.get("settings")) for s in run.evaluated},
         "comparisons": found,
-        "data": {s.name: s.data for s in run.stages if s.data},
+        "data": {s.name: _data(s.data) for s in run.stages if s.data},
         "funnel": {s.name: _funnel(s.funnel) for s in run.stages if s.funnel},
         "sft": {s.name: _sft(s) for s in run.of_kind("sft") if s.metrics},
         "filter": _last_of({s.name: _filter(s.filter) for s in run.stages if s.filter}),
@@ -82,6 +82,12 @@ def _last_of(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"stage": name, **stages[name], "stages": stages}
 
 
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the examples, which belong on the page."""
+    sources = [{k: v for k, v in table(s).items() if k != "examples"} for s in listing(data.get("sources"))]
+    return {**data, "sources": sources}
+
+
 def _funnel(funnel: Mapping[str, Any]) -> dict[str, Any]:
     """Without the examples, which belong on the page."""
     rules = [{k: v for k, v in table(rule).items() if k != "examples"} for rule in listing(funnel.get("rules"))]
@@ -99,13 +105,13 @@ def _sft(stage: StageFolder) -> dict[str, Any]:
 
 def _filter(filtered: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of all domains together, then by domain."""
-    keys = ("live_share_before", "live_share_after", "kept", "of")
+    keys = ("live_share_before", "live_share_forecast", "live_share_after", "kept", "of")
     values = {key: table(filtered.get(key)) for key in keys}
     names = sorted({name for column in values.values() for name in column if name != ALL})
     return {
         **{key: values[key].get(ALL) for key in keys},
         **_live(filtered, ALL),
-        "n": filtered.get("n"),
+        **{key: filtered.get(key) for key in ("method", "n", "group_size", "rollouts", "rollouts_mean")},
         "unscored": filtered.get("unscored"),
         "bands": table(filtered.get("bands")),
         "histogram": table(filtered.get("histogram")),
@@ -115,7 +121,7 @@ def _filter(filtered: Mapping[str, Any]) -> dict[str, Any]:
 
 def _live(filtered: Mapping[str, Any], domain: str) -> dict[str, Any]:
     """The intervals of the live shares; None where they were not measured."""
-    names = ("live_share_before_interval", "live_share_after_interval")
+    names = ("live_share_before_interval", "live_share_forecast_interval", "live_share_after_interval")
     return {name: table(filtered.get(name)).get(domain) for name in names}
 
 
@@ -130,7 +136,27 @@ def _rl(stage: StageFolder) -> dict[str, Any]:
         "seconds": _total(stage, "time/step"),
         "reward_first": number(stage.metrics[0].get("reward/mean")),
         "reward_last": number(stage.metrics[-1].get("reward/mean")),
+        "forecast": forecast(stage),
     }
+
+
+FIRST_GROUPS = 200
+"""As many of RL's first groups are held against the filter's forecast: later ones are of a model that has learnt."""
+
+
+def forecast(stage: StageFolder) -> dict[str, Any]:
+    """Of the live groups of an RL stage, {"first" or "all": {groups, live, seen}}: what its filter expected of their
+    problems, and what was; empty without a filter."""
+    rows = [[number(row.get(f"forecast/{key}")) for key in ("groups", "live", "seen")] for row in stage.metrics]
+    known = [(g, live, seen) for g, live, seen in rows if g and live is not None and seen is not None]
+    enough = next((i + 1 for i in range(len(known)) if sum(r[0] for r in known[: i + 1]) >= FIRST_GROUPS), len(known))
+    found = {}
+    for label, chosen in (("first", known[:enough]), ("all", known)):
+        groups = sum(r[0] for r in chosen)
+        if groups:
+            live, seen = (sum(r[0] * r[i] for r in chosen) / groups for i in (1, 2))
+            found[label] = {"groups": int(groups), "live": live, "seen": seen}
+    return found
 
 
 def _phases(stage: StageFolder) -> dict[str, float]:

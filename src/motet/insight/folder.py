@@ -104,10 +104,10 @@ def _stage(
         missing.append(f"Stage {name} did not finish{seen}.")
     elif status == "not started":
         missing.append(f"Stage {name} has not started.")
-    expected = {"sft": "data.json", "synthesize": "funnel.json", "filter": "filter.json"}
+    expected = {"data.json": ("sft",), "funnel.json": ("synthesize", "clean"), "filter.json": ("filter",)}
     found = {}
-    for owner, file in expected.items():
-        read = _document if done and owner == kind else _optional
+    for file, owners in expected.items():
+        read = _document if done and kind in owners else _optional
         found[file] = read(path / file, missing, run)
     evaluation = _optional(path / "evaluation.json", missing, run)
     if done and not evaluation and kind in EVALUATED and settings.get("evaluate", True):

@@ -15,6 +15,12 @@ Curves = list[tuple[str, str, str]]
 """(metric, name in the legend, colour class)."""
 
 
+BY_LENGTH = {
+    "length": "nats a trained token, by tokens of the conversation",
+    "position": "nats a trained token, by its place in the conversation",
+}
+
+
 class Panel(NamedTuple):
     title: str
     note: str
@@ -72,14 +78,38 @@ def difficulty_panels(stage: StageFolder, styles: Mapping[str, str]) -> list[Pan
         if band.get("alpha") is not None:
             note += f"; band {band.get('alpha')} to {band.get('beta')}"
         style = styles.get(domain, "ink")
-        panels.append(Panel(domain, note, (), histogram(counts, ends, style, label), style))
+        axis_title = "expected pass rate, in tenths" if stage.filter.get("method") == "sequential" else ""
+        panels.append(Panel(domain, note, (), histogram(counts, ends, style, label, title=axis_title), style))
     return panels
 
 
 def sft_panels(run: RunFolder) -> list[Panel]:
-    curve = [("loss/nll", "loss", "ink")]
-    found = [_panel(f"{s.name}: loss", "nats a trained token", s, curve, "free") for s in run.of_kind("sft")]
+    """Of each stage: the loss, the loss by length and by position, and the gradient norm."""
+    found: list[Panel | None] = []
+    for stage in run.of_kind("sft"):
+        curve = [("loss/nll", "trained", "ink"), ("heldout/loss", "held out", "k3")]
+        found.append(_panel(f"{stage.name}: loss", "nats a trained token", stage, curve, "free"))
+        for by, note in BY_LENGTH.items():
+            curves = _by_end(stage, f"loss/{by}/")
+            if len(curves) > 1:
+                found.append(_panel(f"{stage.name}: loss by {by}", note, stage, curves, "free"))
+        norm = [("optim/grad_norm", "gradient norm", "ink")]
+        found.append(_panel(f"{stage.name}: gradient norm", "before clipping", stage, norm, "zero"))
     return [panel for panel in found if panel]
+
+
+def _by_end(stage: StageFolder, prefix: str) -> Curves:
+    """One curve a bucket, the shortest palest; a bucket is named by its ends: "4,097 to 8,192"."""
+    ends = sorted({int(end) for row in stage.metrics for key in row if (end := _end_of(key, prefix)).isdigit()})
+    starts = [0, *ends]
+    return [
+        (f"{prefix}{end}", f"{starts[i] + 1:,} to {end:,}", f"k{max(0, min(5, len(ends) - 1 - i))}")
+        for i, end in enumerate(ends)
+    ]
+
+
+def _end_of(key: str, prefix: str) -> str:
+    return key.removeprefix(prefix) if key.startswith(prefix) else ""
 
 
 def rl_panels(stage: StageFolder, styles: Mapping[str, str]) -> list[Panel]:
@@ -98,11 +128,13 @@ def rl_panels(stage: StageFolder, styles: Mapping[str, str]) -> list[Panel]:
     broken = [("rollout/truncated_share", "truncated", "k0"), ("rollout/malformed_share", "malformed", "k3")]
     engine = [("engine/logprob_diff_mean", "mean", "k0"), ("engine/logprob_diff_max", "largest", "k3")]
     lives = _by_domain(stage, "groups/live_share/", styles)
+    forecast = [("forecast/seen", "seen", "k0"), ("forecast/live", "forecast", "k3")]
     plan: list[tuple[str, str, Curves, Scale]] = [
         ("Reward", "mean of the rollouts, training problems", rewards, "zero"),
         ("Pass rate", "of the rollouts, training problems", passes, "share"),
         ("Groups", "live: neither all right nor all wrong", live, "share"),
         ("Live groups by domain", "share of the sampled groups", lives if len(lives) > 1 else [], "share"),
+        ("Live groups, forecast", "by the filter's rollouts, and what was then seen", forecast, "share"),
         ("Entropy", "nats a token", [("policy/entropy", "entropy", "ink")], "zero"),
         ("KL to the anchor", "nats a token", [("policy/kl_to_anchor", "KL", "ink")], "zero"),
         ("Clipped tokens", "share of tokens outside the clip", clip, "share"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from motet.base import jsonl
 from motet.base.records import VERDICT_KINDS
-from motet.insight import browse, panels, verdicts, wording
+from motet.insight import browse, page, panels, verdicts, wording
 from motet.insight.alerts import alerts
 from motet.insight.compare import compare_runs
 from motet.insight.facts import facts
@@ -43,9 +43,8 @@ def write_report(folder: Path) -> dict[str, Any]:
     report |= {"alerts": alerts(run, report["comparisons"]), "rollouts": browse.named(choices), "missing": run.missing}
     shown = {heading: browse.entries(chosen) for heading, chosen in choices.items()}
     jsonl.write_json(folder / "report.json", report)
-    page = _page(run, report, shown)
     temporary = folder / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8", errors="replace")
+    temporary.write_text(_page(run, report, shown), encoding="utf-8", errors="replace")
     temporary.replace(folder / "report.html")
     return report
 
@@ -111,7 +110,9 @@ def _sources(stage: StageFolder) -> list[dict[str, Any]]:
     rows = []
     for source in map(table, listing(stage.data.get("sources"))):
         dropped = [f"{wording.count(n)} {reason}" for reason, n in table(source.get("dropped")).items() if n]
-        rows.append({**source, "dropped": ", ".join(dropped) or "none"})
+        shown = [(given, page.token_view(given)) for given in map(table, listing(source.get("examples")))]
+        weight = wording.weight(source.get("weight"))
+        rows.append({**source, "dropped": ", ".join(dropped) or "none", "weight": weight, "shown": shown})
     return rows
 
 

@@ -74,12 +74,17 @@ def difference_table(comparison: Mapping[str, Any], a: str, b: str) -> list[str]
 def _stages(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, funnel in report["funnel"].items():
-        lines.append(f"{name}: {count(funnel.get('kept'))} of {plural(funnel.get('asked'), 'trace')} kept")
+        what = "row" if funnel.get("kind") == "clean" else "trace"
+        lines.append(f"{name}: {count(funnel.get('kept'))} of {plural(funnel.get('asked'), what)} kept")
     for name, row in report["sft"].items():
         lines.append(f"{name}: loss {short(row['loss_first'])} to {short(row['loss_last'])}, {row['steps']} steps")
     for name, row in table(report["filter"].get("stages")).items():
         text = f"{name}: {count(row['kept'])} of {plural(row['of'], 'problem')} kept, live groups "
         lines.append(text + f"{percent(row['live_share_before'])} before, {percent(row['live_share_after'])} after")
+        seen = next((r["forecast"]["first"] for r in table(report["rl"].get("stages")).values() if r["forecast"]), None)
+        if seen and row.get("live_share_forecast") is not None:
+            lines[-1] += f"; of RL's first {seen['groups']} groups {percent(seen['seen'])}"
+            lines[-1] += f", forecast {percent(seen['live'])}"
     for name, row in table(report["rl"].get("stages")).items():
         text = f"{name}: {plural(row['steps'], 'sampled batch')}".replace("batchs", "batches")
         text += f" x {short(row['inner_steps'])} inner steps in {duration(row['seconds'])}, training reward "

@@ -106,6 +106,12 @@ def short(value: Any) -> str:
     return f"{given:.3g}" if abs(given) < 1000 else f"{given:.4g}"
 
 
+def weight(given: Any) -> str:
+    """A weight of a mixture, or how it changes over the steps: "3", "3 at step 0, 1 at step 100"."""
+    points = [p for p in listing(given) if isinstance(p, list) and len(p) == 2]
+    return ", ".join(f"{short(value)} at step {count(step)}" for step, value in points) or short(given)
+
+
 def plural(amount: Any, noun: str) -> str:
     """ "1 problem", "1,200 problems" """
     return f"{count(amount)} {noun}" + ("" if number(amount) == 1 else "s")

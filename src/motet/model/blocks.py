@@ -25,12 +25,18 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
     raise UserError(f"{type(model).__name__}: no list of {count} blocks was found, which motet does not support yet")
 
 
+def is_compiled(config: Model, on_gpu: bool) -> bool:
+    """Whether blocks are compiled; what offloading tiles never is."""
+    wanted = config.compile == "on" or (config.compile == "auto" and on_gpu and config.dtype != "float32")
+    return wanted and config.recompute != "offload"
+
+
 def prepare(model: Any, config: Model, device: torch.device) -> Keeping | None:
     """The one place where a block's recomputation and compilation are chosen; afterwards it may be sharded. Returns
     what chooses for each row, where the recipe leaves it open and there is a device's memory to choose by."""
     blocks = blocks_of(model)
     on_gpu = device.type == "cuda"
-    compiled = config.compile == "on" or (config.compile == "auto" and on_gpu and config.dtype != "float32")
+    compiled = is_compiled(config, on_gpu)
     keeping = None
     if config.recompute != "auto":
         recompute.apply(blocks, config.recompute, compiled)

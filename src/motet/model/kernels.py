@@ -31,7 +31,7 @@ class Bucket:
     gather_SL: torch.Tensor | None
     """Indices into the packed row, padding pointing at token 0; None: one document, `start` to `stop`."""
     valid_N: torch.Tensor | None
-    """Which of the S * L gathered rows are tokens, as indices."""
+    """Which of the S * L gathered rows are tokens whose result is taken from here, as indices."""
     target_N: torch.Tensor | None
     """Where in the packed row they belong."""
     start: int = 0
@@ -49,36 +49,51 @@ class Documents:
     """The same in host memory: a kernel is chosen by lengths without waiting for the device, and a compiled block sees
     a tensor whose values it does not depend on."""
     waste: float = 1.25
+    after: tuple[int, ...] = ()
+    """Of each document the place of the one that it goes on from, -1 for none; empty: none goes on from another. So a
+    prompt lies once before all of its completions. Read where buckets are used (`reads_shared_prompts`)."""
 
     @staticmethod
-    def plan(lengths: list[int], device: torch.device | str = "cpu", waste: float = 1.25) -> Documents:
+    def plan(
+        lengths: list[int], device: torch.device | str = "cpu", waste: float = 1.25, after: tuple[int, ...] = ()
+    ) -> Documents:
         """`waste` bounds a bucket's longest document relative to its shortest, where buckets are used."""
         starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        return Documents(tuple(lengths), starts.to(device), starts, waste)
+        return Documents(tuple(lengths), starts.to(device), starts, waste, after)
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """Example: lengths [4, 100, 5] give a bucket of the documents of 5 and 4 and one of the document of 100."""
-        lengths, starts, device = self.lengths, self.starts_host.tolist(), self.starts.device
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        """Example: lengths [4, 100, 5] give a bucket of the documents of 5 and 4 and one of the document of 100. What
+        goes on from another document is one text with it; the first such text yields the common tokens' results."""
+        starts, device = self.starts_host.tolist(), self.starts.device
+        before = [p if p >= 0 else None for p in self.after] or [None] * len(self.lengths)
+        first = {parent: i for i, parent in reversed(list(enumerate(before))) if parent is not None}
+        common = [0 if parent is None else self.lengths[parent] for parent in before]
+        lengths = [own + shared for own, shared in zip(self.lengths, common, strict=True)]
+        order = sorted((i for i in range(len(lengths)) if i not in first), key=lambda i: -lengths[i])
         buckets: list[Bucket] = []
         while order:
             longest = lengths[order[0]]
             members = [i for i in order if lengths[i] * self.waste >= longest]
             order = order[len(members) :]
-            if len(members) == 1:
+            if len(members) == 1 and before[members[0]] is None:
                 start = starts[members[0]]
                 buckets.append(Bucket(None, None, None, start, start + longest))
                 continue
             column_L = torch.arange(longest)
-            start_S = torch.tensor([starts[i] for i in members])
-            valid_SL = column_L < torch.tensor([lengths[i] for i in members])[:, None]
-            gather_SL = torch.where(valid_SL, start_S[:, None] + column_L, 0)
+            own_S1, common_S1, length_S1, shared_S1 = torch.tensor(
+                [[[starts[i]], [common[i]], [lengths[i]], [starts[before[i] or 0]]] for i in members]
+            ).unbind(1)  # fmt: skip
+            yields_S1 = torch.tensor([[before[i] is None or first[before[i]] == i] for i in members])  # type: ignore[index]
+            place_SL = torch.where(column_L < common_S1, shared_S1 + column_L, own_S1 + column_L - common_S1)
+            valid_SL = column_L < length_S1
+            gather_SL = torch.where(valid_SL, place_SL, 0)
+            kept_SL = valid_SL & ((column_L >= common_S1) | yields_S1)
             buckets.append(
                 Bucket(
                     gather_SL.to(device),
-                    valid_SL.flatten().nonzero().flatten().to(device),
-                    gather_SL[valid_SL].to(device),
+                    kept_SL.flatten().nonzero().flatten().to(device),
+                    gather_SL[kept_SL].to(device),
                 )
             )
         return tuple(buckets)
@@ -96,6 +111,11 @@ def attend(
         scale = query_THD.shape[-1] ** -0.5 if scaling is None else scaling
         return packed.attend(query_THD, key_TKD, value_TKD, documents.starts, documents.starts_host, scale)
     return _bucketed(query_THD, key_TKD, value_TKD, documents, scaling)
+
+
+def reads_shared_prompts(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether documents may go on from others (`Documents.after`) with tensors of this kind."""
+    return not (torch.device(device).type == "cuda" and dtype in packed.DTYPES)
 
 
 def describe(device: torch.device | str, dtype: torch.dtype) -> str:

@@ -27,58 +27,51 @@ ROUNDING = 1e-3
 taken to be the anchor's, and the weight is 1, bit for bit. So a resumed run, whose engine decodes other completions
 side by side, takes the same steps."""
 
-Packed = list[list[Batch]]
-"""Batches by minibatch."""
-Logprobs = list[list[torch.Tensor]]
-"""One tensor a batch of these."""
-
 
 class Weighed(NamedTuple):
-    packed: Packed
-    """The batches with their weights multiplied, and with behaviour log-probabilities free of rounding."""
-    metrics: dict[str, float]
+    batch: Batch
+    """With its weights multiplied, and with behaviour log-probabilities free of rounding."""
+    importance_K: torch.Tensor
+    """Anchor / behaviour before truncation, of the K tokens whose behaviour log-probability is known; float64."""
+    truncated: int
+    """Tokens above the cap."""
+    masked: int
+    """Sequences outside of the bound."""
 
 
 @torch.no_grad()
-def weigh(packed: Packed, anchors: Logprobs, config: Correction) -> Weighed:
-    """The figures are taken whether the correction is on or not; there are none where the engine told nothing.
+def weigh(batch: Batch, anchor_N: torch.Tensor, config: Correction) -> Weighed:
+    """The figures are taken whether the correction is on or not."""
+    rounded_N = (anchor_N - batch.behaviour_N).abs() < ROUNDING
+    batch = replace(batch, behaviour_N=torch.where(rounded_N, anchor_N, batch.behaviour_N))
+    known_N = ~batch.behaviour_N.isnan()
+    log_N = torch.where(known_N, anchor_N - batch.behaviour_N, torch.zeros_like(anchor_N)).clamp(-MOST, MOST)
+    out_B = sequence_means(log_N, batch).abs() > math.log(config.sequence_bound)
+    raw_N = log_N.exp()
+    if config.on:
+        kept_N = torch.where(out_B[batch.sequence_N], torch.zeros_like(raw_N), raw_N.clamp(max=config.token_cap))
+        batch = replace(batch, weights_N=batch.weights_N * kept_N)
+    truncated = int((raw_N > config.token_cap).sum())
+    return Weighed(batch, raw_N[known_N].double(), truncated, int(out_B.sum()))
+
+
+def figures(weighed: Sequence[Weighed]) -> dict[str, float]:
+    """Of all batches together; none where the engine told nothing.
 
     correction/importance_mean, _max: anchor / behaviour before truncation. correction/ess: effective sample size of
     these as a share of the tokens. correction/truncated_share, of tokens, and correction/masked_share, of sequences:
     what the correction does, or would do.
     """
-    weights, result = [], []
-    masked = sequences = truncated = 0
-    for batches, parts in zip(packed, anchors, strict=True):
-        done = []
-        for batch, anchor_N in zip(batches, parts, strict=True):
-            rounded_N = (anchor_N - batch.behaviour_N).abs() < ROUNDING
-            batch = replace(batch, behaviour_N=torch.where(rounded_N, anchor_N, batch.behaviour_N))
-            known_N = ~batch.behaviour_N.isnan()
-            log_N = torch.where(known_N, anchor_N - batch.behaviour_N, torch.zeros_like(anchor_N)).clamp(-MOST, MOST)
-            out_B = sequence_means(log_N, batch).abs() > math.log(config.sequence_bound)
-            raw_N = log_N.exp()
-            masked, sequences = masked + int(out_B.sum()), sequences + out_B.numel()
-            truncated += int((raw_N > config.token_cap).sum())
-            weights.append(raw_N[known_N].double())
-            if config.on:
-                kept_N = torch.where(
-                    out_B[batch.sequence_N], torch.zeros_like(raw_N), raw_N.clamp(max=config.token_cap)
-                )
-                batch = replace(batch, weights_N=batch.weights_N * kept_N)
-            done.append(batch)
-        result.append(done)
-    known = torch.cat(weights)
-    if not known.numel():
-        return Weighed(result, {})
-    metrics = {
-        "correction/importance_mean": float(known.mean()),
-        "correction/importance_max": float(known.max()),
-        "correction/ess": float(known.sum() ** 2 / (known.numel() * known.square().sum())),
-        "correction/truncated_share": truncated / known.numel(),
-        "correction/masked_share": masked / sequences,
+    known_K = torch.cat([found.importance_K for found in weighed])
+    if not known_K.numel():
+        return {}
+    return {
+        "correction/importance_mean": float(known_K.mean()),
+        "correction/importance_max": float(known_K.max()),
+        "correction/ess": float(known_K.sum() ** 2 / (known_K.numel() * known_K.square().sum())),
+        "correction/truncated_share": sum(found.truncated for found in weighed) / known_K.numel(),
+        "correction/masked_share": sum(found.masked for found in weighed) / sum(len(w.batch.order) for w in weighed),
     }
-    return Weighed(result, metrics)
 
 
 def weigh_anything(batches: Sequence[Batch]) -> bool:

@@ -10,6 +10,7 @@ from motet.base.recipe import Algorithm, Rewards
 from motet.base.records import UNSCORED, Group, count_kinds
 from motet.data.pack import Sample
 from motet.rl.advantages import advantages, has_signal, reward_of, shuffled
+from motet.rl.telltales import telltales
 
 
 class Experience(NamedTuple):
@@ -89,6 +90,8 @@ def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]])
             lengths = [len(r.completion.tokens) for r in rollouts]
             metrics["rollout/tokens_mean"] = _mean(lengths)
             metrics["rollout/tokens_max"] = max(lengths)
+            metrics["tokens/sampled"] = sum(lengths)
+            metrics |= telltales(groups)
             counted = count_kinds(r.verdict.kind for r in rollouts)
             metrics |= {f"verdict/{kind}": count for kind, count in counted.items()}
             for kind in ("truncated", "malformed", "no_answer", "timeout", "too_complex"):

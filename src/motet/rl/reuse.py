@@ -3,55 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from motet.base.recipe import Algorithm, RlStage
+from motet.base.recipe import Algorithm, Correction, RlStage
 from motet.base.run import Timers, log
 from motet.data.pack import Batch, Sample, pack
 from motet.rl.aggregation import domain_shares, weighted
-from motet.rl.correction import Logprobs, Packed, weigh, weigh_anything
+from motet.rl.correction import Weighed, figures, weigh, weigh_anything
 from motet.rl.experience import minibatches
-from motet.rl.objectives import policy_loss
+from motet.rl.objectives import PolicyLoss, policy_loss
 from motet.train.learner import Learner
+from motet.train.logprobs import Scored
+from motet.train.losses import Sums
 
 
 def learn(
-    learner: Learner, live: Sequence[Sequence[Sample]], config: RlStage, time: Timers, reference: Learner | None = None
+    learner: Learner,
+    live: Sequence[Sequence[Sample]],
+    config: RlStage,
+    time: Timers,
+    reference: Learner | None = None,
+    own_numbers: bool = False,
 ) -> dict[str, float]:
     """Takes the steps and returns what to report: means over them, and figures by inner step as NAME/1, NAME/2, ...
 
     `live`: the samples of each group with a signal. `reference`: the weights that `algorithm.kl` holds on to.
+    `own_numbers`: the engine computes with the learner's weights and in its precision; where the first minibatch shows
+    that it does, its log-probabilities are the anchor of the others, which are then not compared.
     """
     algorithm, temperature = config.algorithm, config.sampling.temperature
     parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in minibatches(live, algorithm.minibatches)]
-    with time("anchor"):
-        packed = [pack(part, config.micro_batch_tokens, learner.device, learner.rows) for part in parts]
-        anchors = [learner.logprobs(batches, temperature) for batches in packed]
+    packed = [
+        pack(part, config.micro_batch_tokens, learner.device, learner.rows, learner.shares_prompts) for part in parts
+    ]
     if reference is not None:
         with time("reference"):
             packed = [_with_reference(batches, reference.logprobs(batches, temperature)) for batches in packed]
-    metrics = engine_difference(packed, anchors)
-    packed, corrected = weigh(packed, anchors, algorithm.correction)
-    metrics |= corrected
     with time("train"):
-        metrics |= _steps(learner, packed, anchors, config)
+        opening = Opening.take(learner, packed[0], config)
+    with time("anchor"):
+        compared = [opening.anchors]
+        if not (own_numbers and _same(packed[0], opening.anchors) and _known(packed[1:])):
+            compared += [learner.logprobs(batches, temperature) for batches in packed[1:]]
+        anchors = compared + [[batch.behaviour_N for batch in batches] for batches in packed[len(compared) :]]
+    metrics = engine_difference(packed[: len(compared)], compared)
+    weights = [opening.weighed] + [
+        [weigh(batch, anchor_N, algorithm.correction) for batch, anchor_N in zip(batches, part, strict=True)]
+        for batches, part in zip(packed[1:], anchors[1:], strict=True)
+    ]
+    metrics |= figures([found for part in weights for found in part])
+    with time("train"):
+        metrics |= _steps(learner, [[found.batch for found in part] for part in weights], anchors, config, opening)
     shares = domain_shares([sample for part in parts for sample in part])
     if len(shares) > 1:
         metrics |= {f"loss/share/{domain}": share for domain, share in shares.items()}
     return metrics | {"tokens/scored": sum(b.num_scored for batches in packed for b in batches)}
 
 
-def _steps(learner: Learner, packed: Packed, anchors: Logprobs, config: RlStage) -> dict[str, float]:
+@dataclass
+class Opening:
+    """A batch's first step up to its update. The policy is the anchor still: one forward pass is both."""
+
+    anchors: list[torch.Tensor]
+    weighed: list[Weighed]
+    step: dict[str, float] | None
+    """What `accumulate` told; None where it is still to be called."""
+
+    @staticmethod
+    def take(learner: Learner, batches: Sequence[Batch], config: RlStage) -> Opening:
+        algorithm, temperature = config.algorithm, config.sampling.temperature
+        loss = _Opening(policy_loss(algorithm), algorithm.correction)
+        if learner.world.size == 1:
+            step = learner.accumulate(batches, loss, None, temperature)
+            return Opening(loss.anchors, loss.weighed, step)
+        # each process would see the anchors of its own rows alone, and the figures are those of all
+        anchors = learner.logprobs(batches, temperature)
+        weighed = [weigh(b, anchor_N, algorithm.correction) for b, anchor_N in zip(batches, anchors, strict=True)]
+        return Opening(anchors, weighed, None)
+
+
+class _Opening:
+    """The policy's loss with the anchor, and the weights that follow from it, taken from the same forward pass."""
+
+    def __init__(self, loss: PolicyLoss, correction: Correction) -> None:
+        self.entropy = loss.entropy
+        self.anchors: list[torch.Tensor] = []
+        self.weighed: list[Weighed] = []
+        self._loss, self._correction = loss, correction
+
+    def __call__(self, scored: Scored, batch: Batch, _: torch.Tensor | None) -> tuple[torch.Tensor, Sums]:
+        anchor_N = scored.logprobs_N.detach()
+        found = weigh(batch, anchor_N, self._correction)
+        self.anchors.append(anchor_N)
+        self.weighed.append(found)
+        return self._loss(scored, found.batch, anchor_N)
+
+
+def _steps(
+    learner: Learner,
+    packed: Sequence[Sequence[Batch]],
+    anchors: Sequence[Sequence[torch.Tensor]],
+    config: RlStage,
+    opening: Opening,
+) -> dict[str, float]:
     algorithm = config.algorithm
     loss = policy_loss(algorithm)
     pairs = [pair for pair in zip(packed, anchors, strict=True) if weigh_anything(pair[0])]
+    opened = opening.step
+    if opened is not None and not weigh_anything(packed[0]):
+        learner.discard()
+        opened = None
     by_step: dict[str, float] = {}
     sums: dict[str, float] = {}
     inner, broken = 0, ""
     for batches, anchor in pairs * algorithm.passes:
-        step = _described(learner.accumulate(batches, loss, anchor, config.sampling.temperature))
+        found = opened or learner.accumulate(batches, loss, anchor, config.sampling.temperature)
+        opened = None
+        step = _described(found)
         by_step |= {f"{name}/{inner + 1}": step[name] for name in BY_STEP if name in step}
         broken = crossed(step, algorithm) if inner else ""
         if broken:
@@ -128,6 +198,20 @@ def engine_difference(packed: Sequence[Sequence[Batch]], anchors: Sequence[Seque
         "engine/logprob_diff_mean": float(difference_N.mean()),
         "engine/logprob_diff_max": float(difference_N.max()),
     }
+
+
+SAME = 1e-4
+"""Log-probabilities closer than this, every one of them, are those of the same weights in the same precision, summed in
+another order."""
+
+
+def _same(batches: Sequence[Batch], anchors: Sequence[torch.Tensor]) -> bool:
+    return all(bool(((b.behaviour_N - a_N).abs() < SAME).all()) for b, a_N in zip(batches, anchors, strict=True))
+
+
+def _known(packed: Sequence[Sequence[Batch]]) -> bool:
+    """Whether the engine told the log-probability of every token."""
+    return not any(bool(batch.behaviour_N.isnan().any()) for batches in packed for batch in batches)
 
 
 def _with_reference(batches: Sequence[Batch], logprobs: Sequence[torch.Tensor]) -> list[Batch]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from motet.base import jsonl
@@ -22,13 +24,19 @@ from motet.base.records import (
 )
 from motet.base.run import progress
 from motet.data.chat import ChatFormat
-from motet.engine.protocol import Engine, Request, SamplingParams
+from motet.engine.protocol import Engine, InWaves, Recorded, Request, SamplingParams
 from motet.verify.canaries import CanaryError
 from motet.verify.pool import Item, Pool
 
 
 class Sampler:
     """An engine, the chat format of what it writes, and the pool that judges it."""
+
+    judging = 0.0
+    """Seconds that calls of `groups` have waited for verdicts when all was sampled, since somebody put it to zero."""
+
+    oldest: int | None = None
+    """Finished files of versions from this one on are read back too; unset, those of the weights in use alone."""
 
     def __init__(self, engine: Engine, chat: ChatFormat, pool: Pool) -> None:
         self.engine = engine
@@ -48,11 +56,14 @@ class Sampler:
 
         `stream` names the random numbers: the same stream and weights give the same rollouts, and a problem that
         occurs twice gets different ones. While it samples, a journal beside `file` takes each rollout; a killed call
-        goes on from there, and a finished one with the same version of the weights is read back.
+        goes on from there, and a finished one with the same version of the weights is read back. An engine that works
+        in waves samples an unfinished one again whole; what the journal has of it stands.
         """
         journal_path = file.with_suffix(".part.jsonl")
         version = self.engine.version
-        finished = _read_back(file, version)
+        if isinstance(self.engine, Recorded):
+            self.engine.keep(file)
+        finished = _read_back(file, range(version if self.oldest is None else self.oldest, version + 1))
         if finished is not None:
             journal_path.unlink(missing_ok=True)
             return finished
@@ -64,9 +75,10 @@ class Sampler:
         with jsonl.Journal(journal_path) as journal:
             known = {(r["problem"], r["index"]): r["rollout"] for r in journal.rows if r["version"] == version}
             done = {(p, i): decode_rollout(known[problems[p].id, i]) for p, i in places if (problems[p].id, i) in known}
-            todo = [place for place in places if place not in done]
+            todo = {index for index, place in enumerate(places) if place not in done}
             try:
-                for (p, i), rollout in self._sample(problems, todo, sampling, stream, title):
+                for index, rollout in self._sample(problems, places, todo, sampling, stream, title):
+                    p, i = places[index]
                     done[p, i] = rollout
                     row = {"problem": problems[p].id, "index": i, "version": version, "rollout": encode(rollout)}
                     journal.append(row)
@@ -83,45 +95,54 @@ class Sampler:
     def _sample(
         self,
         problems: Sequence[Problem],
-        todo: Sequence[tuple[int, int]],
+        places: Sequence[tuple[int, int]],
+        todo: Collection[int],
         sampling: Sampling,
         stream: tuple[object, ...],
         title: str,
-    ) -> Iterator[tuple[tuple[int, int], Rollout]]:
-        prompts = {p: self.chat.prompt(problems[p].messages) for p in {p for p, _ in todo}}
-        requests = [Request(prompts[p], problems[p].messages, seed_of(*stream, problems[p].id, i)) for p, i in todo]
+    ) -> Iterator[tuple[int, Rollout]]:
+        """Yields (index into places, rollout) for those of `todo`, as each is judged."""
+        prompts = [self.chat.prompt(problem.messages) for problem in problems]
+        requests = [Request(prompts[p], problems[p].messages, seed_of(*stream, problems[p].id, i)) for p, i in places]
         params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
         pending: dict[Future[Verdict], tuple[int, Completion]] = {}
-        completions = self.engine.generate(requests, params)
-        for index, completion in progress(completions, len(requests), title):
-            p, _ = todo[index]
-            pending[self.pool.submit(self._item(problems[p], completion))] = (index, completion)
-            for future in [f for f in pending if f.done()]:
-                yield self._finished(todo, requests, pending, future)
+        judged: queue.SimpleQueue[Future[Verdict]] = queue.SimpleQueue()
+
+        def ended(future: Future[Verdict]) -> tuple[int, Rollout]:
+            index, completion = pending.pop(future)
+            return index, Rollout(requests[index].prompt_tokens, completion, future.result())
+
+        for index, completion in progress(self._completions(requests, todo, params), len(todo), title):
+            future = self.pool.submit(self._item(problems[places[index][0]], completion))
+            pending[future] = (index, completion)
+            future.add_done_callback(judged.put)
+            while not judged.empty():
+                yield ended(judged.get())
+        began = time.perf_counter()
         while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield self._finished(todo, requests, pending, future)
+            yield ended(judged.get())
         self.pool.verdicts_stand()
+        self.judging += time.perf_counter() - began
+
+    def _completions(
+        self, requests: Sequence[Request], todo: Collection[int], params: SamplingParams
+    ) -> Iterator[tuple[int, Completion]]:
+        if isinstance(self.engine, InWaves):
+            found = self.engine.generate_waves(requests, todo, params)
+            return ((index, completion) for index, completion in found if index in todo)
+        left = sorted(todo)
+        found = self.engine.generate([requests[index] for index in left], params)
+        return ((left[place], completion) for place, completion in found)
 
     def _item(self, problem: Problem, completion: Completion) -> Item:
         chat = self.chat.config
         return Item(problem, completion.text, completion.stop, chat.think, chat.open_think)
 
-    @staticmethod
-    def _finished(
-        todo: Sequence[tuple[int, int]],
-        requests: Sequence[Request],
-        pending: dict[Future[Verdict], tuple[int, Completion]],
-        future: Future[Verdict],
-    ) -> tuple[tuple[int, int], Rollout]:
-        index, completion = pending.pop(future)
-        return todo[index], Rollout(requests[index].prompt_tokens, completion, future.result())
 
-
-def _read_back(file: Path, version: int) -> list[Group] | None:
+def _read_back(file: Path, versions: range) -> list[Group] | None:
     """The groups of a finished file; None where there is none, or other weights sampled it."""
     if not file.exists():
         return None
     groups = [decode_group(row) for _, row in jsonl.read(file)]
-    same = all(r.completion.version == version for group in groups for r in group.rollouts)
+    same = all(r.completion.version in versions for group in groups for r in group.rollouts)
     return groups if same else None

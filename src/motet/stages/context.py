@@ -15,7 +15,7 @@ from motet.base.recipe import Mix, Recipe, TrainingStage
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
 from motet.data.chat import ChatFormat
-from motet.data.mix import Mixture, Part
+from motet.data.mix import Mixture, Part, weight_of
 from motet.engine.protocol import Engine
 from motet.model.load import load_tokenizer
 from motet.rl.rollouts import Sampler
@@ -57,7 +57,7 @@ class Context:
     def mixture(self, mixes: Sequence[Mix], stage: str) -> Mixture[Problem]:
         """Training problems by weight. A filter stage named without a domain shares its weight evenly among domains."""
         parts: list[Part[Problem]] = []
-        for mix in mixes:
+        for place, mix in enumerate(mixes):
             if mix.stage is not None:
                 rows = jsonl.read(self.folder(mix.stage) / "problems.jsonl")
                 problems = [decode_problem(row) for _, row in rows]
@@ -71,7 +71,7 @@ class Context:
                 raise UserError(f"stage.{stage}.problems: {name!r} has no training problem{known}")
             domains = sorted({p.domain for p in problems})
             parts += [
-                Part(f"{name}/{domain}", [p for p in problems if p.domain == domain], mix.weight / len(domains))
+                Part(f"{name}/{domain}", [p for p in problems if p.domain == domain], weight_of(mix.weight), f"{place}")
                 for domain in domains
             ]
         return Mixture(parts, seed_of(self.recipe.seed, stage))
@@ -118,7 +118,7 @@ class Context:
             config.kind in ("transformers", "vllm") and config.model is not None
         ):  # a local teacher: its own tokens and template
             model, chat = config.model, ChatFormat(load_tokenizer(config.model), self.recipe.chat)
-        return Sampler(self._engine(model, config, chat), chat, self.pool)
+        return Sampler(self._engine(model, config, chat, scored=engine is None), chat, self.pool)
 
     def shared_sampler(self, model: Path | str) -> Sampler:
         """The same for a stage that all processes run: the first one samples and judges."""
@@ -126,11 +126,11 @@ class Context:
             return self.sampler(model)
         return SharedSampler(self.world, lambda: self.sampler(model))
 
-    def _engine(self, model: Path | str, config: EngineConfig, chat: ChatFormat) -> Engine:
+    def _engine(self, model: Path | str, config: EngineConfig, chat: ChatFormat, scored: bool) -> Engine:
         if config.kind == "endpoint":
             from motet.engine.endpoint import EndpointEngine
 
-            return EndpointEngine(config)
+            return EndpointEngine(config, scored=scored, open_think=chat.config.open_think)
         if config.kind == "scripted":
             from motet.engine.scripted import ScriptedEngine
 

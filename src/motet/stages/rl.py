@@ -10,13 +10,16 @@ from motet.base.run import Timers, log, progress
 from motet.model.rope import require_positions
 from motet.rl import experience
 from motet.rl.reuse import learn
+from motet.rl.telltales import speeds
+from motet.stages.alarmed import Alarms
+from motet.stages.batches import Batches, staleness
 from motet.stages.context import Context
-from motet.stages.selection import Selection
 from motet.stages.probe import Probe
+from motet.stages.selection import Selection
 from motet.train import checkpoint
 
 COLUMNS = ("reward/mean", "groups/live_share", "policy/entropy", "rollout/tokens_mean", "rollout/truncated_share",
-           "inner_steps", "time/step")  # fmt: skip
+           "inner_steps", "tokens/second", "time/step")  # fmt: skip
 
 
 def run(name: str, config: RlStage, context: Context, model: Path | str) -> None:
@@ -25,7 +28,8 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
         context.world.first(lambda: checkpoint.remove(folder / "checkpoints"))
         return
     require_positions(name, "sampling.max_tokens", config.sampling.max_tokens, model)
-    selection = Selection(name, config, context)
+    alarms = Alarms(name, config, context)
+    selection = Selection(name, config, context, alarms.attempt)
     probe = Probe(name, config, context)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)
@@ -36,24 +40,34 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     sampler = context.shared_sampler(model)
     sampler.engine.load(learner.weights(), learner.version)
     context.run.drop_metrics(name, start + 1)
+    alarms.begin(start, checkpoints)
+    own_numbers = context.recipe.engine.kind == "transformers" and context.recipe.model.dtype == "float32"
+    batches = Batches(selection, sampler, config, context, resumed=start > 0)
     for step in progress(range(start, config.steps), config.steps - start, name):
         time = Timers()
         with time("step"):
             with time("generate"):
-                groups, chosen = selection.sample(sampler, step)
+                groups, chosen = batches.take(step, time)
+            batches.begin(step + 1)
             shuffle = seed_of(seed, name, step, "shuffle")
             live, metrics = experience.build(groups, config.rewards, config.algorithm, shuffle, config.domain_rewards)
-            metrics |= chosen
+            metrics |= chosen | staleness(groups, learner.version)
             if live:
-                metrics |= learn(learner, live, config, time, reference)
-                with time("load"):
-                    sampler.engine.load(learner.weights(), learner.version)
+                own = own_numbers and not metrics["rollout/staleness_max"]
+                metrics |= learn(learner, live, config, time, reference, own)
             else:
                 log.info(
                     "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
                 )
+            with time("generate"):
+                batches.wait()
+            if live:
+                with time("load"):
+                    sampler.engine.load(learner.weights(), learner.version)
         metrics |= probe.measure(sampler, step + 1, time)
-        context.run.report(name, step + 1, config.steps, {**metrics, **time.metrics()}, COLUMNS)
+        metrics |= time.metrics() | speeds(metrics, time.seconds)
+        context.run.report(name, step + 1, config.steps, metrics, COLUMNS)
+        alarms.look(step + 1, metrics, checkpoints)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             checkpoints.save(step + 1)
             selection.save(step + 1)

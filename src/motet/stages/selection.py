@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from motet.base import jsonl
 from motet.base.recipe import RlStage
@@ -19,21 +20,29 @@ from motet.rl.advantages import has_signal
 from motet.rl.experience import rewards_of
 from motet.rl.posterior import Posterior
 from motet.rl.rollouts import Sampler
+from motet.stages.calibration import Calibration
 from motet.stages.context import Context
 
 
 class Selection:
-    def __init__(self, name: str, config: RlStage, context: Context) -> None:
+    def __init__(self, name: str, config: RlStage, context: Context, attempt: int = 0) -> None:
+        """`attempt`: how often the stage was rolled back; each time it draws other problems and other completions."""
         self._name, self._config, self._context = name, config, context
-        self._seed = context.recipe.seed
+        self._seed = seed_of(context.recipe.seed, name, "attempt", attempt) if attempt else context.recipe.seed
         self._folder = context.folder(name)
         self._mixture = context.mixture(config.problems, name)
+        if attempt:
+            self._mixture = Mixture(self._mixture.parts, seed_of(self._seed, name))
         self._extra = Mixture(self._mixture.parts, seed_of(self._seed, name, "refill"))
         self._part_of = {p.id: part for part in self._mixture.parts for p in part.items}
         self.posterior = Posterior(self._filtered(), config.retire_at, config.return_after)
+        self._before: tuple[int, list[dict[str, Any]]] = -1, []
+        """(steps, the posterior's rows after them) when the batch that is known last was drawn."""
+        self._calibration = Calibration(name, config, context, attempt)
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
+        self._calibration.restore(step, self._file)
         file = self._folder / "problems-state.jsonl"
         rows = [row for _, row in jsonl.read(file)] if file.exists() else []
         if step and rows and all(row["step"] == step for row in rows):
@@ -42,22 +51,29 @@ class Selection:
         self.posterior.restart()
         for done in range(1, step + 1):
             refills = sorted((self._folder / "rollouts").glob(f"refill-{done:05d}-???.jsonl"))
-            for path in (self._file(done), *refills):
+            groups = [decode_group(row) for _, row in jsonl.read(self._file(done))]
+            self.posterior.observe(done, self._calibration.fresh(done - 1, groups))
+            for path in refills:
                 self.posterior.observe(done, [decode_group(row) for _, row in jsonl.read(path)])
 
     def save(self, step: int) -> None:
-        rows = self.posterior.rows(step)
+        """As it is after `step` steps, though the next batch be sampled already."""
+        steps, before = self._before
+        rows = before if steps == step else self.posterior.rows(step)
         self._context.world.first(lambda: jsonl.write(self._folder / "problems-state.jsonl", rows))
 
     def sample(self, sampler: Sampler, step: int) -> tuple[list[Group], dict[str, float]]:
         """The groups of step `step` (from 0), and figures of what was chosen."""
         config = self._config
+        if config.overlap:
+            self._before = step, self.posterior.rows(step)
+        sampler.judging = 0.0
         problems, replaced, exhausted = self._drawn(step)
         stream = (self._seed, self._name, step)
         title = f"{self._name} {step + 1}"
-        groups = sampler.groups(problems, config.group_size, config.sampling, stream, self._file(step + 1), title)
-        self.posterior.observe(step + 1, groups)
-        metrics: dict[str, float] = {}
+        groups = self._calibration.groups(sampler, problems, step, stream, self._file(step + 1), title)
+        self.posterior.observe(step + 1, self._calibration.fresh(step, groups))
+        metrics = self._calibration.metrics(step, groups)
         if config.refill:
             extra = self._refilled(sampler, step, groups, title)
             metrics |= {"groups/refilled": len(extra), "groups/refilled_live": sum(map(self._is_live, extra))}
@@ -74,22 +90,23 @@ class Selection:
         used = {problem.id for problem, rests in zip(drawn, resting, strict=True) if not rests}
         chosen, replaced = [], 0
         for place, (problem, rests) in enumerate(zip(drawn, resting, strict=True)):
-            if rests:
-                awake = [
-                    p
-                    for p in self._part_of[problem.id].items
-                    if p.id not in used and not self.posterior.rests(p.id, step + 1)
-                ]
-                if awake:
-                    problem = random.Random(seed_of(self._seed, self._name, "instead", step, place)).choice(awake)
-                    used.add(problem.id)
-                    replaced += 1
+            other = self._instead(problem, step, used, place) if rests else None
+            if other is not None:
+                problem = other
+                used.add(problem.id)
+                replaced += 1
             chosen.append(problem)
         exhausted = Counter(p.domain for p in chosen if self.posterior.rests(p.id, step + 1))
         for domain, count in exhausted.items():
             log.info("%s step %d: %d retired problems of %s were asked again: no others are left", self._name,
                      step + 1, count, domain)  # fmt: skip
         return chosen, replaced, sum(exhausted.values())
+
+    def _instead(self, problem: Problem, step: int, used: set[str], *place: int) -> Problem | None:
+        """Another one of its part of the mixture, neither used nor at rest; None where there is none."""
+        items = self._part_of[problem.id].items
+        awake = [p for p in items if p.id not in used and not self.posterior.rests(p.id, step + 1)]
+        return random.Random(seed_of(self._seed, self._name, "instead", step, *place)).choice(awake) if awake else None
 
     def _refilled(self, sampler: Sampler, step: int, groups: Sequence[Group], title: str) -> list[Group]:
         """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) with a budget: more problems for the groups that have
@@ -105,11 +122,13 @@ class Selection:
             count = min(left, max(wanted - live, -(-wanted // 4)))
             left -= count
             problems = []
-            for problem in self._extra.draw(step * REFILLS + round_, count):
-                if problem.id not in used and not self.posterior.rests(problem.id, step + 1):
+            for place, drawn in enumerate(self._extra.at(step).draw(step * REFILLS + round_, count)):
+                taken = drawn.id in used or self.posterior.rests(drawn.id, step + 1)
+                problem = self._instead(drawn, step, used, round_, place) if taken else drawn
+                if problem is not None:
                     used.add(problem.id)
                     problems.append(problem)
-            if not problems:
+            if not problems:  # every problem of the parts that were drawn is used or rests
                 continue
             stream = (self._seed, self._name, step, "refill", round_)
             file = self._refill(step + 1, round_)

@@ -22,8 +22,9 @@ class SharedSampler(Sampler):
         own: list[Sampler] = []
         world.first(lambda: own.append(make()))
         self._world = world
-        self._own = own[0] if own else None
-        self.engine: Engine = SharedEngine(world, self._own.engine if self._own else None)
+        self.own = own[0] if own else None
+        """In the first process."""
+        self.engine: Engine = SharedEngine(world, self.own.engine if self.own else None)
 
     def groups(
         self,
@@ -35,10 +36,13 @@ class SharedSampler(Sampler):
         title: str,
     ) -> list[Group]:
         def sample() -> list[Group]:
-            assert self._own is not None
-            return self._own.groups(problems, n, sampling, stream, file, title)
+            assert self.own is not None
+            return self.own.groups(problems, n, sampling, stream, file, title)
 
-        return self._world.first(sample)
+        before = self.own.judging if self.own is not None else 0.0
+        groups = self._world.first(sample)
+        self.judging += self.own.judging - before if self.own is not None else 0.0
+        return groups
 
 
 class SharedEngine:

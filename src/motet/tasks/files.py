@@ -37,6 +37,8 @@ FIELDS = (
     *("id", "domain", "split_key", "reasoning", "solution"),
 )
 ROLES = ("system", "user", "assistant")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What chat turns call the reasoning of the assistant."""
 
 
 def read_problems(name: str, config: ProblemSet) -> Iterator[Problem | UserError]:
@@ -63,6 +65,7 @@ def placed_problems(name: str, config: ProblemSet) -> Iterator[tuple[str, Proble
 
 def problem_of(row: Row, source: str, verifier: str | None = None, domain: str | None = None) -> Problem:
     """Raises UserError naming file, line and field."""
+    row = _answered_in_reply(row)
     messages = prompt_messages(row)
     row = _own_fields(row, verifier)
     verifier = verifier or _verifier(row)
@@ -83,6 +86,20 @@ def problem_of(row: Row, source: str, verifier: str | None = None, domain: str |
         source=source,
         metadata=metadata,
     )
+
+
+def _answered_in_reply(row: Row) -> Row:
+    """A conversation that ends with a worked answer, whose box (or ####) is the reference: its trace can be written
+    anew. Any other row as it is."""
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
+    text = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
+    if not isinstance(text, str) or not ("\\boxed{" in text or "####" in text):
+        return row
+    held = (*REFERENCES.values(), "test_code", "ground_truth", "reward_model", "instruction_id_list", "solution")
+    if any(row.get(field) is not None for field in held):
+        return row
+    return row._replace(values={**row.values, "ground_truth": gold_text(text)})
 
 
 def prompt_messages(row: Row) -> tuple[Message, ...]:
@@ -112,10 +129,12 @@ def message_list(row: Row, field: str, value: Any) -> tuple[Message, ...]:
         if turn.get("role") not in ROLES:
             given = shown(turn.get("role"))
             raise row.error(f"{field}[{number}].role", f"must be one of {', '.join(ROLES)}, got {given}")
-        reasoning = turn.get("reasoning_content")
         message = {"role": str(turn["role"]), "content": turn["content"]}
-        if isinstance(reasoning, str) and reasoning:
-            message["reasoning_content"] = reasoning
+        key = next((key for key in REASONING if turn.get(key)), None)
+        if key is not None:
+            if not isinstance(turn[key], str):
+                raise row.error(f"{field}[{number}].{key}", f"must be text, got {shown(turn[key])}")
+            message["reasoning_content"] = turn[key]
         messages.append(message)
     return tuple(messages)
 

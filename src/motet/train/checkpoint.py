@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from motet.base.errors import UserError
 from motet.train.learner import Learner
@@ -31,6 +32,12 @@ class Checkpoints:
         self.folder = folder
         self._learner = learner
         self._pending: Future[None] | None = None
+        self.pinned: int | None = None
+        """The checkpoint of this step is kept, however old."""
+
+    def steps(self) -> list[int]:
+        """Of which steps there is a checkpoint."""
+        return [_step_of(folder) for folder in _steps(self.folder)]
 
     def save(self, step: int) -> None:
         """`step`: how many steps of the stage are done. What could not be written raises here, or in the next call."""
@@ -42,14 +49,19 @@ class Checkpoints:
         writer = dcp.FileSystemWriter(temporary)
         if world.size == 1 and self._learner.device.type == "cpu":
             _quietly(lambda: dcp.save(state, storage_writer=writer, no_dist=True))
-            _publish(temporary, self.folder)
+            _publish(temporary, self.folder, self.pinned)
             return
         done: Any = _quietly(
-            lambda: dcp.async_save(state, storage_writer=writer, process_group=world.files, no_dist=world.size == 1)
+            lambda: (
+                _alone(state, writer)
+                if world.size == 1
+                else dcp.async_save(state, storage_writer=writer, process_group=world.files)
+            )
         )
         pending: Future[None] = Future()
         self._pending = pending
-        done.add_done_callback(lambda saved: _settle(saved, pending, world.rank, temporary, self.folder))
+        pinned = self.pinned
+        done.add_done_callback(lambda saved: _settle(saved, pending, world.rank, temporary, self.folder, pinned))
 
     def wait(self) -> None:
         """Until what is being written is whole."""
@@ -91,31 +103,44 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _alone(state: dict[str, Any], writer: dcp.FileSystemWriter) -> Future[Any]:
+    """Copies to the host now, writes in a thread. torch's own `async_save` asks even a process on its own for a group
+    with a CPU backend, once anything in it, an engine say, has started torch.distributed with another."""
+    held = DefaultStager(StagingOptions(False, False, False, False)).stage(state)
+    return _thread.submit(lambda: _quietly(lambda: dcp.save(held, storage_writer=writer, no_dist=True)))
+
+
+_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
-def _settle(saved: Future[Any], pending: Future[None], rank: int, temporary: Path, folder: Path) -> None:
+def _settle(
+    saved: Future[Any], pending: Future[None], rank: int, temporary: Path, folder: Path, pinned: int | None
+) -> None:
     """In the writing thread. The first process is told last, when all parts are written: it gives the name."""
     try:
         error = saved.exception()
         if error is not None:
             raise _cause(error)
         if rank == 0:
-            _publish(temporary, folder)
+            _publish(temporary, folder, pinned)
     except Exception as error:
         pending.set_exception(error)
     else:
         pending.set_result(None)
 
 
-def _publish(temporary: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path, pinned: int | None) -> None:
     target = temporary.with_suffix("")
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        if _step_of(old) != pinned:
+            shutil.rmtree(old)
 
 
 def _described(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -168,6 +193,10 @@ def _cause(error: BaseException) -> Exception:
         inside += [item[0] for item in getattr(found, "failures", {}).values()]
         seen += [one for one in inside if one is not None and one not in seen]
     return error if isinstance(error, Exception) else RuntimeError(str(error).strip())
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _steps(folder: Path) -> list[Path]:

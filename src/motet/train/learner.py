@@ -29,6 +29,7 @@ from motet.base.recipe import Mesh as MeshConfig
 from motet.base.run import log
 from motet.data.pack import Batch, idle, sliced
 from motet.model import attention, blocks, kernels
+from motet.model.footprint import Training
 from motet.model.load import device_of, load_config, load_model
 from motet.model.skeleton import fill, skeleton
 from motet.model.ulysses import joined
@@ -90,6 +91,7 @@ class Learner:
             self._keeping.pending = self._pending
             if self._mesh is not None:
                 self._keeping.agree = lambda room: min(self.world.gather(room))
+                self._keeping.spread(self._spread(optimizer), self._mesh.shape.sp)
         log.info("attention: %s", kernels.describe(self.device, self._dtype))
         self._last: list[Batch] = []
         self._broken = ""
@@ -99,6 +101,11 @@ class Learner:
     def rows(self) -> int:
         """How many packed rows are worked on at the same time: `pack` is told, so that nobody is idle."""
         return self._mesh.shape.rows if self._mesh else 1
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a packed row may hold a prompt once for all of its completions: `pack` is told."""
+        return self._mesh is None and kernels.reads_shared_prompts(self.device, self._dtype)
 
     def accumulate(
         self,
@@ -120,6 +127,8 @@ class Learner:
                 alive()
                 if self._mesh:
                     begin_round(self._root, self._mesh_config, place == len(share) - 1)
+                if self._keeping is not None:
+                    self._keeping.begin(place, len(share))
                 extra = extras[index] if extras is not None and index is not None else None
                 sums = self._backward(batches[index] if index is not None else None, loss, extra, temperature, count)
                 for name, part in sums.items():
@@ -188,6 +197,14 @@ class Learner:
             yield name, tensor
             for other in tied.get(name, ()):
                 yield other, tensor
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Of what is trained, by name, one full tensor at a time; all processes go through all of them. Where the state
+        is cut they are whole after `accumulate`."""
+        for name, parameter in self._trained.items():
+            if parameter.grad is not None:
+                grad = parameter.grad
+                yield name, grad.full_tensor() if isinstance(grad, DTensor) else grad
 
     def export(self, folder: Path, tokenizer: Any) -> None:
         """Writes a Hugging Face folder in the type that the recipe computes in, and the adapter beside it."""
@@ -293,12 +310,23 @@ class Learner:
             self._keeping.observe()
         return {"": value.detach(), **sums}
 
-    def _pending(self) -> int:
-        """Bytes of the gradients and the optimizer state that the step has yet to allocate."""
+    def _pending(self) -> tuple[int, int]:
+        """Bytes of the gradients, and of the optimizer state, that the step has yet to allocate."""
         own = [p.to_local() if isinstance(p, DTensor) else p for p in self._trained.values()]
         gradients = sum(p.nbytes for p, whole in zip(own, self._trained.values(), strict=True) if whole.grad is None)
         states = 0 if any(part.state for part in self._optimizers.parts) else 2 * sum(p.nbytes for p in own)
-        return gradients + states
+        return gradients, states
+
+    def _spread(self, optimizer: Optimizer) -> Training:
+        """How the state lies on a mesh, for the prediction of memory."""
+        assert self._mesh is not None
+        adapters = sum(p.numel() for p in self._trained.values()) if self.lora is not None else 0
+        return Training(
+            self._dtype.itemsize, self._weights_dtype.itemsize, adapters,
+            slots=1 if optimizer.kind == "muon" else 2,
+            parallel=True, shards=self._mesh.shape.dp_shard * self._mesh.shape.sp,
+            reshard=self._mesh_config.reshard_after_forward, reduce_once=self._mesh_config.reduce_once,
+        )  # fmt: skip
 
     def _score(
         self,

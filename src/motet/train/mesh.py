@@ -46,9 +46,13 @@ def resolve(config: MeshConfig, size: int, per_node: int, heads: int) -> Shape:
     wrong = list(_problems(asked, size, per_node, heads))
     if not wrong:
         return asked
-    fitting = [shape for shape in _shapes(size) if not any(_problems(shape, size, per_node, heads))]
-    nearest = min(fitting, key=lambda shape: _distance(shape, asked))
+    nearest = min(fitting(size, per_node, heads), key=lambda shape: _distance(shape, asked))
     raise UserError(f"mesh: {asked} does not fit: {'; '.join(wrong)}. The nearest that fits: {nearest}")
+
+
+def fitting(size: int, per_node: int, heads: int) -> list[Shape]:
+    """All meshes of `size` processes that fit a model of `heads` attention heads."""
+    return [shape for shape in _shapes(size) if not any(_problems(shape, size, per_node, heads))]
 
 
 def _problems(shape: Shape, size: int, per_node: int, heads: int) -> Iterator[str]:

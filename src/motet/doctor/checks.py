@@ -1,0 +1,235 @@
+"""The checks: each takes what it works on and returns what it found. They run in processes of their own (worker.py).
+
+Documents are of random tokens and uneven lengths, of each the last two thirds trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from motet.base.recipe import Mesh, Model, Optimizer
+from motet.data.pack import Batch, Sample, pack
+from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare
+from motet.model.recompute import Policy
+from motet.rl.objectives import ClippedPolicyLoss
+from motet.train.checkpoint import Checkpoints
+from motet.train.learner import Learner
+from motet.train.logprobs import score, score_plainly
+from motet.train.losses import cross_entropy
+from motet.train.world import World
+
+LENGTHS = (46, 18, 8, 34, 6, 60, 4)
+MOST = 60
+"""Tokens of a row in the checks that cut a step into rows."""
+FEW = (18, 10)
+"""Fewer documents than processes: one has nothing to do."""
+REWEIGHTED = 0.3
+"""How far the anchor is moved, so that ratios lie on both sides of the clip."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is examined, and where."""
+
+    path: str
+    device: str
+    dtype: str
+    mesh: tuple[int, int, int]
+    """(dp_replicate, dp_shard, sp) of the checks of several processes."""
+    scratch: str
+    """A folder in which a check leaves things for its next process."""
+
+    def learner(self, world: World | None = None, mesh: Mesh | None = None, **model: Any) -> Learner:
+        settings = {"path": self.path, "device": self.device, "dtype": self.dtype} | model
+        optimizer = Optimizer(learning_rate=1e-3, warmup_steps=0, schedule="constant")
+        return Learner(self.path, Model(**settings), optimizer, 8, mesh=mesh, world=world)
+
+
+def packing(patient: Patient) -> Iterator[Finding]:
+    """Document B's loss and gradients, with another text in its neighbours' places and without them."""
+    own = patient.learner()
+    a, b, c = samples(own, (34, 46, 18))
+    quiet = [Sample(s.tokens, (False,) * len(s.tokens)) for s in (a, c)]
+    other = [Sample(tuple(reversed(s.tokens)), s.loss_mask) for s in quiet]
+    row = [quiet[0], b, quiet[1]]
+    expected = step(own, [row])
+    changed = step(own, [[other[0], b, other[1]]])
+    yield from compare("packing: a document, its neighbours' text changed", expected, changed, patient.dtype)
+    yield from compare("packing: a document, packed against alone", step(own, [[b]]), expected, patient.dtype)
+
+
+def rows(patient: Patient) -> Iterator[Finding]:
+    """One row of all documents, against rows of few and of one each."""
+    own = patient.learner()
+    documents = samples(own, LENGTHS)
+    whole = step(own, [documents])
+    yield from compare("rows: one row against several", whole, step(own, _packed(documents)), patient.dtype)
+    each = step(own, [[document] for document in documents])
+    yield from compare("rows: one row against one a document", whole, each, patient.dtype)
+    whole = step(own, [documents], reinforced=True)
+    several = step(own, _packed(documents), reinforced=True)
+    yield from compare("rows: one row against several, RL", whole, several, patient.dtype)
+
+
+def head(patient: Patient) -> Iterator[Finding]:
+    """The chunked head on the model's own hidden states, against the [tokens, vocabulary] logits."""
+    own = patient.learner()
+    (batch,) = pack(samples(own, LENGTHS), sum(LENGTHS), own.device)
+    body = own.model.base_model(
+        input_ids=batch.tokens_T[None], position_ids=batch.positions_T[None], use_cache=False, documents=batch.documents
+    )
+    hidden_ND = body.last_hidden_state[0].index_select(0, batch.scored_N).detach()
+    weight_VD = own.model.get_output_embeddings().weight.detach().to(hidden_ND.dtype)
+    pull_N = torch.linspace(-1.0, 1.0, batch.num_scored, device=own.device)
+    found: dict[str, tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = {}
+    for name in ("dense", "chunked", "known"):
+        hidden, weight = hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+        if name == "dense":
+            scored = score_plainly(hidden, weight, batch.targets_N, 0.9)
+        else:
+            known = pull_N if name == "known" else None
+            scored = score(hidden, weight, batch.targets_N, 0.9, chunk=32, coefficients_N=known)
+        loss = scored.weighted if scored.weighted is not None else (pull_N * scored.logprobs_N).sum()
+        grads = torch.autograd.grad(loss, (hidden, weight))
+        assert scored.entropy_N is not None
+        found[name] = (scored.logprobs_N.detach(), scored.entropy_N, dict(zip(("hidden", "head"), grads, strict=True)))
+    bounds, dense = TOLERANCE[patient.dtype], found["dense"]
+    for name, words in (("chunked", "any loss (RL)"), ("known", "a loss known beforehand (SFT)")):
+        what = f"head: in chunks against dense logits, {words}"
+        pairs = zip(("log-probabilities", "entropies"), dense[:2], found[name][:2], strict=True)
+        for measure, expected, seen in pairs:
+            yield Finding(what, measure, bounds["loss"], float((seen - expected).abs().max()))
+        yield Finding(what, "gradients", bounds["gradients"], apart(dense[2], found[name][2]))
+
+
+def recompute(patient: Patient) -> Iterator[Finding]:
+    """Each policy of recomputation, against none, uncompiled; on a GPU compiled as well."""
+    documents: list[Sample] = []
+    expected: Step | None = None
+    options: list[tuple[str, str]] = [(policy, "off") for policy in get_args(Policy)]
+    if patient.device == "cuda" and patient.dtype != "float32":
+        options += [(policy, "on") for policy in ("none", "attention")]
+    for policy, compiled in options:
+        own = patient.learner(recompute=policy, compile=compiled)
+        documents = documents or samples(own, LENGTHS)
+        found = step(own, [documents])
+        if expected is None:
+            expected = found
+            continue
+        what = f"recompute: {policy}{', compiled' if compiled == 'on' else ''} against none"
+        yield from compare(what, expected, found, patient.dtype)
+
+
+def spread_alone(patient: Patient) -> Iterator[Finding]:
+    """The steps of `spread` in one process, left for it."""
+    own = patient.learner()
+    torch.save([vars(found) for _, found in _steps(own)], Path(patient.scratch) / "alone.pt")
+    return iter(())
+
+
+def spread(patient: Patient, world: World) -> Iterator[Finding]:
+    """The same steps on a mesh."""
+    replicate, shard, sp = patient.mesh
+    own = patient.learner(world, Mesh(dp_replicate=replicate, dp_shard=shard, sp=sp))
+    alone = torch.load(Path(patient.scratch) / "alone.pt", weights_only=True, map_location=own.device)
+    axes = {"dp_replicate": replicate, "dp_shard": shard, "sp": sp}
+    name = ", ".join(f"{axis} = {size}" for axis, size in axes.items() if size > 1)
+    for (words, found), expected in zip(_steps(own), alone, strict=True):
+        yield from compare(f"processes: {name} against one, {words}", Step(**expected), found, patient.dtype)
+
+
+def resume_killed(patient: Patient) -> Iterator[Finding]:
+    """Two steps, a checkpoint, and death in the third."""
+    own = patient.learner()
+    checkpoints = Checkpoints(Path(patient.scratch) / "checkpoints", own)
+    _train(own, range(2))
+    checkpoints.save(2)
+    checkpoints.wait()
+    own.accumulate(_batches(own, [samples(own, LENGTHS, 2)]), cross_entropy)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return iter(())
+
+
+def resume(patient: Patient) -> Iterator[Finding]:
+    """The killed run, gone on with, against one that was left alone: bit for bit."""
+    own = patient.learner()
+    done = Checkpoints(Path(patient.scratch) / "checkpoints", own).restore()
+    _train(own, range(done, 4))
+    resumed = {name: tensor.clone() for name, tensor in own.weights()}
+    own = patient.learner()
+    _train(own, range(4))
+    worst = max(float((tensor.double() - resumed[name].double()).abs().max()) for name, tensor in own.weights())
+    yield Finding("resume: killed in step 3 of 4 and resumed, against uninterrupted", "weights", 0.0, worst)
+
+
+ALONE: dict[str, tuple[Callable[[Patient], Iterator[Finding]], ...]] = {
+    "packing": (packing,),
+    "rows": (rows,),
+    "head": (head,),
+    "recompute": (recompute,),
+    "resume": (resume_killed, resume),
+}
+"""Checks of one process; the second function runs in a process after the first's."""
+
+
+def samples(own: Learner, lengths: Sequence[int], seed: int = 0) -> list[Sample]:
+    """The same for every learner of a model."""
+    stream = random.Random(seed)
+    vocabulary = own.model.get_input_embeddings().weight.shape[0]
+    made = []
+    for n in lengths:
+        mask = tuple(3 * i >= n and i > 0 for i in range(n))
+        behaviour = tuple(-stream.random() for _ in range(sum(mask)))
+        tokens = tuple(stream.randrange(vocabulary) for _ in range(n))
+        made.append(Sample(tokens, mask, stream.choice((-1.0, 0.5, 2.0)), behaviour))
+    return made
+
+
+def step(own: Learner, rows: Sequence[Sequence[Sample]], reinforced: bool = False) -> Step:
+    """Loss and gradients of a step on these rows, which is not taken."""
+    own.discard()
+    batches = _batches(own, rows)
+    if reinforced:
+        anchors = [a + REWEIGHTED * torch.sin(7.0 * a) for a in own.logprobs(batches, 0.9)]
+        metrics = own.accumulate(batches, ClippedPolicyLoss(0.2, 0.28), anchors, temperature=0.9)
+        value = metrics["loss/policy"]
+    else:
+        value = own.accumulate(batches, cross_entropy)["loss/nll"]
+    found = Step(value, {name: tensor.clone() for name, tensor in own.gradients()})
+    own.discard()
+    return found
+
+
+def _steps(own: Learner) -> Iterator[tuple[str, Step]]:
+    for words, lengths in (("", LENGTHS), ("fewer rows than processes, ", FEW)):
+        rows = _packed(samples(own, lengths))
+        yield words + "SFT", step(own, rows)
+        yield words + "RL", step(own, rows, reinforced=True)
+
+
+def _packed(documents: list[Sample]) -> list[list[Sample]]:
+    return [[documents[i] for i in batch.order] for batch in pack(documents, MOST)]
+
+
+def _batches(own: Learner, rows: Sequence[Sequence[Sample]]) -> list[Batch]:
+    """One for each row."""
+    return [batch for row in rows for batch in pack(row, sum(len(s.tokens) for s in row), own.device)]
+
+
+def _train(own: Learner, steps: range) -> None:
+    for number in steps:
+        own.accumulate(_batches(own, _packed(samples(own, LENGTHS, number))), cross_entropy)
+        own.update()
+
+
+def divisor(heads: int, most: int) -> int | None:
+    """The smallest number of processes above one that can share a row."""
+    return next((n for n in range(2, most + 1) if heads % n == 0), None)

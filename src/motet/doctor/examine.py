@@ -1,0 +1,233 @@
+"""`motet doctor`: which checks a model gets on this machine, each in processes of its own.
+
+A check that dies, hangs or raises is a finding like any other; the next one runs all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from motet.base import jsonl
+from motet.base.errors import UserError
+from motet.base.recipe import Model
+from motet.doctor.checks import ALONE, Patient, divisor
+from motet.doctor.finding import Finding, decode, not_run
+from motet.model.load import load_config
+from motet.plan.sizing import sizes_of
+
+LIMIT = 600.0
+"""Seconds for one check."""
+SMALL = 500_000_000
+"""Parameters of a model that is examined on a CPU where there is no GPU for a check."""
+LAST = 12
+"""Lines of a failed process's output that are told."""
+Axes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Examined:
+    check: str
+    findings: list[Finding]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on this machine."""
+
+    path: str
+    device: str
+    dtype: str
+    gpus: int
+    heads: int
+    parameters: int
+
+    @property
+    def processes_on(self) -> str:
+        """Where checks of several processes run; empty: nowhere."""
+        if self.device == "cuda" and self.gpus > 1:
+            return "cuda"
+        return "cpu" if self.parameters <= SMALL else ""
+
+
+def case_of(model: str, device: str, dtype: str | None, scratch: Path) -> Case:
+    """`model`: a folder, a hub id, or "tiny". Raises UserError for one that cannot be trained."""
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if device == "cuda" and not cuda:
+        raise UserError("--device cuda, but torch sees no GPU here; use cpu")
+    path = str(_tiny(scratch / "tiny")) if model == "tiny" else model
+    config = load_config(path)
+    place = "cuda" if cuda else "cpu"
+    return Case(
+        path, place, dtype or ("bfloat16" if cuda else "float32"), torch.cuda.device_count() if cuda else 0,
+        int(config.num_attention_heads), sizes_of(Model(path=path)).parameters,
+    )  # fmt: skip
+
+
+def meshes_of(case: Case) -> Iterator[tuple[Axes, str]]:
+    """The meshes to be examined where none is asked for, and why one is not."""
+    most = case.gpus if case.processes_on == "cuda" else 4
+    yield (1, 2, 1), ""
+    yield (2, 1, 1), ""
+    sp = divisor(case.heads, most)
+    yield (1, 1, sp or 2), "" if sp else f"no number of processes up to {most} divides its {case.heads} heads"
+
+
+def examine(
+    case: Case, scratch: Path, only: Sequence[str] = (), meshes: Sequence[Axes] = (), limit: float = LIMIT
+) -> Iterator[Examined]:
+    """`only`: names of checks; `meshes` instead of meshes_of."""
+    for name, functions in ALONE.items():
+        if only and name not in only:
+            continue
+        patient = Patient(case.path, case.device, case.dtype, (1, 1, 1), str(scratch))
+        if name == "resume":
+            patient = replace(patient, device="cpu", dtype="float32")
+            if case.parameters > SMALL:
+                what = "resume: killed and resumed against uninterrupted"
+                reason = f"{case.parameters / 1e9:.1f} B parameters are too many for a CPU, where it holds bit for bit"
+                yield Examined(name, [not_run(what, reason)], 0.0)
+                continue
+        yield _examined(name, patient, len(functions), scratch, limit)
+    if not only or "processes" in only:
+        yield from _processes(case, scratch, [(mesh, "") for mesh in meshes] or list(meshes_of(case)), limit)
+
+
+def _processes(case: Case, scratch: Path, meshes: list[tuple[Axes, str]], limit: float) -> Iterator[Examined]:
+    place = case.processes_on
+    alone = Patient(case.path, place or "cpu", case.dtype if place == "cuda" else "float32", (1, 1, 1), str(scratch))
+    ready = ""
+    for mesh, reason in meshes:
+        axes = dict(zip(("dp_replicate", "dp_shard", "sp"), mesh, strict=True))
+        name = ", ".join(f"{axis} = {size}" for axis, size in axes.items() if size > 1)
+        what, size = f"processes: {name} against one", mesh[0] * mesh[1] * mesh[2]
+        began = time.monotonic()
+        reason = reason or _refused(case, mesh, size)
+        if not reason and not ready:
+            ready, words = _run("spread", 0, alone, 1, scratch, limit)
+            reason = words and f"failed in one process already: {words}"
+        if reason:
+            yield Examined("processes", [not_run(what, reason)], time.monotonic() - began)
+            continue
+        found, words = _run("spread", 1, replace(alone, mesh=mesh), size, scratch, limit)
+        yield Examined("processes", _findings(found, words, what), time.monotonic() - began)
+
+
+def _refused(case: Case, mesh: Axes, size: int) -> str:
+    if not case.processes_on:
+        return f"{case.gpus} GPU here, and {case.parameters / 1e9:.1f} B parameters are too many for CPU processes"
+    if case.heads % mesh[2]:
+        return f"sp = {mesh[2]} does not divide the model's {case.heads} attention heads"
+    if case.processes_on == "cuda" and size > case.gpus:
+        return f"{size} processes, and {case.gpus} GPUs here"
+    return ""
+
+
+def _examined(name: str, patient: Patient, count: int, scratch: Path, limit: float) -> Examined:
+    began = time.monotonic()
+    found, words = "", ""
+    for place in range(count):
+        found, words = _run(name, place, patient, 1, scratch, limit, dies=place < count - 1)
+        if words:
+            break
+    return Examined(name, _findings(found, words, name), time.monotonic() - began)
+
+
+def _findings(found: str, words: str, what: str) -> list[Finding]:
+    if words:
+        return [not_run(what, f"failed: {words}")]
+    return decode(jsonl.read_json(Path(found))["findings"])
+
+
+def _run(
+    name: str, place: int, patient: Patient, size: int, scratch: Path, limit: float, dies: bool = False
+) -> tuple[str, str]:
+    """Starts the processes and waits. Returns the file of their findings, and what went wrong, in words. One that is
+    meant to kill itself has no findings."""
+    given, out = scratch / "patient.json", scratch / f"{name}-{place}.json"
+    out.unlink(missing_ok=True)
+    jsonl.write_json(given, asdict(patient))
+    processes = []
+    for rank, environment in enumerate(_environments(size)):
+        command = [sys.executable, "-m", "motet.doctor.worker", name, str(place), str(given)]
+        log = open(scratch / f"log-{rank}", "w")  # noqa: SIM115  # a process's for as long as it runs
+        processes.append(
+            subprocess.Popen([*command, str(out)], env=environment, stdout=log, stderr=log, start_new_session=True)
+        )
+        log.close()
+    words = _wait(processes, limit, scratch)
+    if dies:
+        died = processes[0].returncode == -signal.SIGKILL
+        return "", "" if died else words or "the process that was to be killed lived on"
+    return str(out), words if words or out.exists() else "it left no findings"
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], limit: float, scratch: Path) -> str:
+    """The first that fails ends the others. Returns what it said."""
+    end, words = time.monotonic() + limit, ""
+    while any(process.poll() is None for process in processes):
+        failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+        late = time.monotonic() > end
+        if failed is not None or late:
+            words = f"no answer after {limit:.0f} s" if late else ""
+            break
+        time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    failed = next(
+        (rank for rank, process in enumerate(processes) if process.returncode not in (0, -signal.SIGKILL)), None
+    )
+    if failed is None and not words and any(process.returncode for process in processes):
+        return "killed"
+    if failed is not None:
+        lines = (scratch / f"log-{failed}").read_text(errors="replace").strip().splitlines()
+        return next((line for line in reversed(lines[-LAST:]) if line.strip()), "no output")
+    return words
+
+
+def _environments(size: int) -> Iterator[Mapping[str, str]]:
+    """As torchrun sets them for each process of one node."""
+    base = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    base |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if size == 1:
+        yield base
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for rank in range(size):
+        own: dict[str, Any] = shared | {"RANK": rank, "LOCAL_RANK": rank}
+        yield base | {key: str(value) for key, value in own.items()}
+
+
+def _tiny(folder: Path) -> Path:
+    """12 query heads and 2 key heads: key heads are repeated where more processes share a row."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=12,
+            num_key_value_heads=2, head_dim=4, max_position_embeddings=256, tie_word_embeddings=True,
+            initializer_range=0.2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="motet-doctor-")

@@ -1,0 +1,440 @@
+"""How many bytes of a device a training step takes, from sizes alone: what `motet plan` prints and what
+`recompute = "auto"` decides by.
+
+Legend: D width of the residual stream, Q query heads x head width, K key heads x head width, H and G their numbers,
+M width of the MLP, V vocabulary, T tokens of a row that this process holds, e bytes of a value of the computation.
+
+A block's bytes are counted from the tensors that its backward pass reads, a list that differs between a compiled
+block (where the partitioner of AOTAutograd keeps inputs of products, and computes chains of cheap operations again)
+and one that runs operation by operation (where autograd keeps every operand). `tests/test_footprint.py` counts both
+on a CPU and compares. A row has three moments that can be the highest: the head, with everything kept; the backward
+pass of some block, with what the earlier ones keep; the end, with all gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from motet.model.recompute import Policy
+
+LADDER: tuple[Policy, ...] = ("none", "matmul", "attention", "full")
+"""From most kept to least; "offload" comes after, where nothing else fits."""
+MARGIN = 0.08
+"""Share of a device's memory that is left alone: the context, libraries' buffers, holes between tensors."""
+TILE = 16_384
+"""Tokens of a tile where MLP and norms are tiled (model/tiles.py)."""
+HEAD_BUDGET, HEAD_ROWS = 1_900_000_000, 4096
+"""Bytes and rows of a chunk of logits and their gradient at most (train/logprobs.py)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a dense causal LM."""
+
+    layers: int
+    width: int
+    heads: int
+    key_heads: int
+    head: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    head_norms: bool
+    """Queries and keys have norms of their own."""
+    gated: bool
+    """The MLP multiplies two products."""
+    block: int
+    """Parameters of a block."""
+    rest: int
+    """Parameters outside of blocks, embedding and head."""
+
+    @property
+    def embedding(self) -> int:
+        return self.vocabulary * self.width
+
+    @property
+    def root(self) -> int:
+        """Parameters that are in no block."""
+        return self.rest + self.embedding * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.block + self.root
+
+    @staticmethod
+    def of(model: Any, blocks: Sequence[Any]) -> Sizes:
+        """Of a transformers model, with weights or without (on the meta device); adapters do not count."""
+        vocabulary, width = (int(n) for n in model.get_input_embeddings().weight.shape)
+        config, block = model.config, dict(blocks[0].named_parameters())
+        own = {name: p for name, p in block.items() if ".lora_" not in name}
+        heads = int(config.num_attention_heads)
+        mlp = int(getattr(config, "intermediate_size", None) or 4 * width)
+        head = model.get_output_embeddings().weight
+        tied = head is model.get_input_embeddings().weight
+        inside = sum(p.numel() for p in own.values())
+        whole = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
+        return Sizes(
+            layers=len(blocks),
+            width=width,
+            heads=heads,
+            key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            head=int(getattr(config, "head_dim", None) or width // heads),
+            mlp=mlp,
+            vocabulary=vocabulary,
+            tied=tied,
+            head_norms=any("q_norm" in name or "q_layernorm" in name for name in own),
+            gated=sum(p.ndim == 2 and p.shape[0] == mlp for p in own.values()) > 1,
+            block=inside,
+            rest=whole - len(blocks) * inside - vocabulary * width * (1 if tied else 2),
+        )
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How blocks are run."""
+
+    element: int
+    """e: 2 in bfloat16, 4 in float32."""
+    compiled: bool
+    sp: int = 1
+    """Processes that share a row: inside attention, each has all tokens of a part of the heads."""
+    kernel: bool = True
+    """Attention is a GPU kernel, whose backward pass sums in float32."""
+    rank: int = 0
+    """Of adapters on every linear layer; 0: none."""
+    host: bool = True
+    """What is offloaded leaves the device."""
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    """Bytes for each of this process's tokens of a row, by policy."""
+
+    kept: dict[Policy, int]
+    """From a block's forward to its backward pass; its input belongs to it."""
+    backward: dict[Policy, int]
+    """In its backward pass, beyond what it keeps."""
+    tiled: int
+    """Of an offloaded block outside of attention, while its MLP works on one tile after the other."""
+    tile: int
+    """For each token of such a tile."""
+    sums: int
+    """Bytes of the float32 sums of its weights' gradients."""
+
+    def working(self, policy: Policy, tokens: int) -> int:
+        """In the backward pass of a block, bytes beyond what it keeps."""
+        attention = tokens * self.backward[policy]
+        if policy != "offload":
+            return attention
+        whole = tokens <= TILE  # such a row is not cut
+        return max(attention, tokens * self.tiled + min(tokens, TILE) * self.tile + (0 if whole else self.sums))
+
+
+def block_bytes(sizes: Sizes, compute: Compute) -> BlockBytes:
+    return _compiled(sizes, compute) if compute.compiled else _eager(sizes, compute)
+
+
+class _Widths(NamedTuple):
+    D: int
+    Q: int
+    K: int
+    inside: int
+    """K as attention sees it: key heads are repeated where there are fewer than processes."""
+    M: int
+    up: int
+    """Widths of the MLP's first products together."""
+    pre_q: int
+    pre_k: int
+    """Queries and keys before their norms, where these exist."""
+    rms: int
+    """Bytes of the norms' reciprocal deviations."""
+    lse: int
+    sums: int
+    """Bytes of float32 sums in attention's backward pass."""
+
+    @staticmethod
+    def of(sizes: Sizes, compute: Compute) -> _Widths:
+        Q, K = sizes.heads * sizes.head, sizes.key_heads * sizes.head
+        inside = K * (compute.sp // math.gcd(compute.sp, sizes.key_heads))
+        normed = sizes.head_norms
+        grouped = inside < Q
+        sums = (4 * Q + 8 * sizes.heads + (8 * inside if grouped else 0)) if compute.kernel else 0
+        rms = 4 * (2 + (sizes.heads + sizes.key_heads if normed else 0))
+        up = sizes.mlp * (2 if sizes.gated else 1)
+        return _Widths(
+            sizes.width, Q, K, inside, sizes.mlp, up, Q * normed, K * normed, rms, 4 * sizes.heads, sums
+        )  # fmt: skip
+
+
+def _compiled(sizes: Sizes, compute: Compute) -> BlockBytes:
+    """The partitioner keeps inputs of matrix products and of attention; a chain of cheap operations is fused."""
+    e, w = compute.element, _Widths.of(sizes, compute)
+    D, Q, K, inside, M, up = w.D, w.Q, w.K, w.inside, w.M, w.up
+    shared = compute.sp > 1
+    kept: dict[Policy, int] = {
+        # input, both norms' results, result of attention's last product; attention's inputs and result; products
+        "none": e * (4 * D + w.pre_q + w.pre_k + 2 * Q + 2 * inside + Q * shared + up + M) + w.rms + w.lse,
+        "matmul": e * (2 * D + 2 * Q + 2 * K + up + (D + Q + 2 * K + up) * (compute.rank > 0)) + w.lse,
+        "attention": e * (D + Q) + w.lse,
+        "full": e * D,
+    }
+    # of the MLP: gradients of its result, of the product's input, of the first products
+    mlp = {"none": D + M + up, "matmul": 2 * D + 2 * M + up, "attention": 3 * D + 2 * M + 2 * up}
+    forward = D + w.pre_q + w.pre_k + 2 * Q + 2 * inside  # attention, computed again before the MLP
+    mlp["full"] = mlp["attention"] + forward
+    # of attention: gradients of its result and inputs, of which query's and key's are copied; `sums` are the kernel's
+    gradients = 3 * D + 3 * Q + 3 * inside + 2 * (Q + inside) * shared
+    again = {"none": 0, "matmul": D + Q + inside, "attention": D + w.pre_q + w.pre_k + Q + 2 * inside}
+    again["full"] = again["attention"] + Q
+    backward: dict[Policy, int] = {}
+    for policy in LADDER:
+        lse = w.lse if policy == "full" else 0
+        backward[policy] = lse + max(e * mlp[policy], e * (gradients + again[policy]) + w.sums)
+    return _with_offload(kept, backward, sizes, compute)
+
+
+def _eager(sizes: Sizes, compute: Compute) -> BlockBytes:
+    """Every operand is kept; norms compute in float32, and keep their input in it and its normalised value."""
+    e, w = compute.element, _Widths.of(sizes, compute)
+    D, Q, K, inside, M, up = w.D, w.Q, w.K, w.inside, w.M, w.up
+    shared = compute.sp > 1
+    norm = 4 + e
+    act = 2 * M if sizes.gated else M
+    kept: dict[Policy, int] = {
+        "none": (
+            2 * D * (norm + e) + (w.pre_q + w.pre_k) * norm + e * (2 * Q + 2 * inside + Q * shared) + e * (up + act)
+            + w.rms + w.lse
+        ),
+        "matmul": e * (3 * D + 2 * Q + 2 * K + up + (2 * D + Q + 2 * K + up) * (compute.rank > 0)) + w.lse,
+        "attention": e * (D + Q) + w.lse,
+        "full": e * D,
+    }  # fmt: skip
+    whole = kept["none"]
+    mlp = e * (up + 3 * D)
+    heads = e * (4 * Q + 3 * inside + 2 * (Q + inside) * shared)
+    attention = max(heads + w.sums, (w.pre_q + w.pre_k > 0) * 11 * Q * e // 2) + e * 3 * D - e * (up + act)
+    backward: dict[Policy, int] = {policy: whole - kept[policy] + max(mlp, attention) for policy in LADDER}
+    backward["none"] = max(mlp, attention)
+    return _with_offload(kept, backward, sizes, compute)
+
+
+def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: Sizes, compute: Compute) -> BlockBytes:
+    """An offloaded block runs operation by operation; its input, and that of the one before it, come back for its
+    backward pass, of which MLP and norms work on one tile after the other."""
+    e, w = compute.element, _Widths.of(sizes, compute)
+    D, Q, inside = w.D, w.Q, w.inside
+    shared = compute.sp > 1
+    norm = 4 + e
+    saved = (w.pre_q + w.pre_k) * norm + e * (2 * Q + 2 * inside + Q * shared) + w.rms + w.lse
+    heads = e * (4 * Q + 3 * inside + 2 * (Q + inside) * shared) + w.sums
+    adapted = 7 * e * compute.rank  # results of the first products of the adapters
+    came_back = 2 if compute.host else 1
+    held = (5 + came_back) * e * D + saved
+    return BlockBytes(
+        kept={p: n + adapted * (p in ("none", "matmul")) for p, n in kept.items()}
+        | {"offload": 0 if compute.host else e * D},
+        backward=backward | {"offload": adapted + held + max(heads, (w.pre_q > 0) * 12 * Q * e - saved)},
+        tiled=held,
+        tile=e * (2 * w.up + 2 * w.M + 4 * D),
+        sums=4 * sizes.mlp * D * (3 if sizes.gated else 2),
+    )
+
+
+def chunk_rows(vocabulary: int, element: int) -> int:
+    """As train/logprobs.py cuts the head's rows."""
+    return max(128, min(HEAD_ROWS, HEAD_BUDGET // (vocabulary * (4 + element)) // 128 * 128))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row as a process sees it: its slice of the tokens, where several share the row."""
+
+    tokens: int
+    scored: int
+    """Tokens that have a loss."""
+    known: bool = True
+    """The loss's coefficients are known beforehand (SFT), so the head's gradients are formed in the forward pass."""
+    entropy_gradient: bool = False
+    head_trained: bool = True
+    trained: int = 0
+    """Parameters of a block that are trained."""
+    fresh: int = 0
+    """Bytes of a parameter's gradient, where this row is the first to allocate it; 0 where it is there already."""
+
+
+class Peak(NamedTuple):
+    """Bytes beyond what is allocated before the row."""
+
+    total: int
+    at: str
+    """What is highest: "head", "backward" or "end"."""
+    kept: int
+    """By blocks, at that moment."""
+    working: int
+    """In the backward pass of one block."""
+    head: int
+    """The head's buffers and gradients, and the hidden states around it."""
+    gradients: int
+    """Allocated by this row up to that moment."""
+
+
+def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]) -> Peak:
+    block = block_bytes(sizes, compute)
+    e, D, T, N = compute.element, sizes.width, row.tokens, row.scored
+    always = T * (64 + 2 * sizes.head * e) + (T * e * D if "offload" in policies and compute.host else 0)
+    kept = [T * block.kept[policy] for policy in policies]
+    last = T * (e * D + (0 if compute.compiled else D * (4 + e)))
+    weight = sizes.embedding * row.head_trained
+    rows = min(chunk_rows(sizes.vocabulary, e), max(128, N))
+    logits = rows * sizes.vocabulary * (4 + e + (8 if row.entropy_gradient else 0))
+    head = last + row.known * T * e * D + N * (2 * e * D + 40) + logits + 4 * weight
+    found = [Peak(0, "head", always + sum(kept), 0, head, 0)]
+    waits = e * weight if e < 4 else 4 * weight
+    for index, policy in reversed(list(enumerate(policies))):
+        own = block.working(policy, T) + e * row.trained
+        fresh = row.fresh * row.trained * (len(policies) - 1 - index)
+        found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh))
+    everything = row.trained * sizes.layers + (sizes.root if row.head_trained else 0)
+    found.append(Peak(0, "end", always, 0, 3 * waits, row.fresh * everything))
+    summed = [p._replace(total=p.kept + p.working + p.head + p.gradients) for p in found]
+    return max(summed, key=lambda peak: peak.total)
+
+
+def choose(sizes: Sizes, compute: Compute, row: Row, room: int) -> list[Policy]:
+    """The first policies of the ladder that fit into `room` bytes. Where blocks differ, the later ones keep more: the
+    backward pass begins with them, and frees what they keep before another has to be computed again."""
+    count = sizes.layers
+    for more, less in itertools.pairwise(LADDER):
+        for kept in range(count, 0, -1):
+            policies: list[Policy] = [less] * (count - kept) + [more] * kept
+            if peak_of(sizes, compute, row, policies).total <= room:
+                return policies
+    return ["full"] * count
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how its state lies."""
+
+    element: int
+    weights: int
+    """Bytes of a weight that the optimizer steps on."""
+    adapters: int = 0
+    """Parameters of adapters; 0: everything is trained."""
+    slots: int = 2
+    """Values of optimizer state a parameter of a block (AdamW: 2, Muon: 1)."""
+    parallel: bool = False
+    """Several processes train one model: FSDP lays out its state."""
+    shards: int = 1
+    """Processes over which the state is cut."""
+    reshard: bool = True
+    reduce_once: bool = True
+    rounds: int = 2
+    """Rows that a process works on in a step, one after the other."""
+
+    @property
+    def copies(self) -> bool:
+        """Beside weights to compute with, more exact ones to step on."""
+        return self.element != self.weights and not self.parallel
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes that a process holds besides a row's."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    """Of a whole step, sharded where the state is."""
+    summed: int
+    """Gradients of whole blocks that wait, in float32, for the step's last row to be reduced."""
+    gathered: int
+    """Weights of blocks at work and of the root, gathered from the other processes."""
+    reduced: int
+    """Buffers of one block's gradients on their way."""
+
+    @property
+    def before_gradients(self) -> int:
+        return self.weights + self.optimizer + self.gathered + self.reduced
+
+    @property
+    def total(self) -> int:
+        return self.before_gradients + self.gradients + self.summed
+
+
+def state_of(sizes: Sizes, training: Training) -> State:
+    e, w, n = training.element, training.weights, training.shards
+    trained = training.adapters or sizes.parameters
+    frozen = sizes.parameters if training.adapters else 0
+    inside = sizes.layers * sizes.block * trained // sizes.parameters if not training.adapters else trained
+    slots = training.slots * inside + 2 * (trained - inside)
+    if not training.parallel:
+        weights = frozen * (e if training.element != training.weights else w) + trained * (w + e * training.copies)
+        return State(weights, w * slots, w * trained, 0, 0, 0)
+    share = trained * sizes.block // sizes.parameters if not training.adapters else trained // sizes.layers
+    root = sizes.root if not training.adapters else 0
+    blocks = 3 * sizes.block if training.reshard else sizes.layers * sizes.block
+    gathered = e * (sizes.root + blocks + training.adapters) + e * 2 * sizes.block // n
+    waiting = 4 * trained if training.reduce_once and training.rounds > 1 else 0
+    reduced = 2 * 4 * share + 4 * max(share, root) // n
+    return State(
+        weights=-(-(frozen + trained) * w // n),
+        optimizer=-(-w * slots // n),
+        gradients=-(-w * trained // n),
+        summed=waiting,
+        gathered=gathered,
+        reduced=reduced,
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one process in a training step."""
+
+    state: State
+    peak: Peak
+    fresh: bool
+    """The row itself allocates the gradients."""
+    others: int = 0
+    """What else has its place on the device: an engine, a reference model."""
+
+    @property
+    def total(self) -> int:
+        """The optimizer's moment has all gradients and no row; a row's moment those that were made before."""
+        before = self.state.before_gradients + self.state.summed + (0 if self.fresh else self.state.gradients)
+        return self.others + max(before + self.peak.total, self.state.total)
+
+
+def forecast(
+    sizes: Sizes, compute: Compute, training: Training, row: Row, policies: Sequence[Policy], others: int = 0
+) -> Forecast:
+    return Forecast(state_of(sizes, training), peak_of(sizes, compute, row, policies), row.fresh > 0, others)
+
+
+def row_of(sizes: Sizes, training: Training, tokens: int, known: bool, entropy_gradient: bool = False) -> Row:
+    """A row of which this process holds `tokens`, all of them scored."""
+    return Row(
+        tokens, tokens, known, entropy_gradient,
+        head_trained=not training.adapters,
+        trained=training.adapters // sizes.layers if training.adapters else sizes.block,
+        fresh=training.weights if training.rounds == 1 and not training.parallel else 0,
+    )  # fmt: skip
+
+
+def adapter_parameters(sizes: Sizes, rank: int) -> int:
+    """Of adapters on every linear layer of every block."""
+    D, Q, K, M = sizes.width, sizes.heads * sizes.head, sizes.key_heads * sizes.head, sizes.mlp
+    inputs_and_outputs = (D + Q) + 2 * (D + K) + (Q + D) + (3 if sizes.gated else 2) * (D + M)
+    return sizes.layers * rank * inputs_and_outputs
+
+
+def attention_bytes(sizes: Sizes, compute: Compute, tokens: int) -> tuple[int, int]:
+    """Of a row: what attention's kernel sums in, and what all-to-alls send and receive, while its block goes back."""
+    w = _Widths.of(sizes, compute)
+    exchanged = 2 * compute.element * (w.Q + w.inside) if compute.sp > 1 else 0
+    return tokens * w.sums, tokens * exchanged

@@ -1,0 +1,118 @@
+"""What each stage of a recipe asks of a device: the length of its rows, how many there are, and who else is there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from motet.base.recipe import Engine, Recipe, RlStage, Sampling, SftStage, Stage, TrainingStage
+from motet.model.footprint import Sizes
+
+PROMPT = 1024
+"""Tokens of a prompt, where a cache has to be planned before any is read."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one stage."""
+
+    name: str
+    kind: str
+    tokens: int
+    """Of the longest row; 0 where nothing is trained."""
+    longest: int
+    """Of the longest document: a row is never shorter than it."""
+    rows: int
+    """In one optimizer step, all processes together, at most."""
+    known: bool
+    entropy_gradient: bool
+    reference: bool
+    """The weights that the stage starts from stay in memory."""
+    lora: int
+    """Rank of its adapters; 0: none."""
+    muon: bool
+    engine: Engine | None
+    """Who samples in the learner's processes."""
+    sampled: int
+    """Tokens of a completion with its prompt."""
+
+    @property
+    def trains(self) -> bool:
+        return self.tokens > 0
+
+
+def works_of(recipe: Recipe, positions: int | None) -> list[Work]:
+    """Of every stage, in order. `positions`: the model's own number."""
+    return [_work(name, recipe.stage[name], recipe, positions) for name in recipe.stages]
+
+
+def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Work:
+    sampling: Sampling = getattr(stage, "sampling", recipe.evaluation.sampling)
+    longest = tokens = rows = 0
+    if isinstance(stage, SftStage):
+        longest = _context(stage, positions)
+        tokens = max(stage.micro_batch_tokens, longest)
+        most = getattr(stage, "batch_tokens", None) or stage.batch_size * longest
+        rows = math.ceil(most / tokens)
+    elif isinstance(stage, RlStage):
+        longest = min(sampling.max_tokens + PROMPT, stage.micro_batch_tokens)
+        tokens = stage.micro_batch_tokens
+        sampled = stage.prompts_per_step * stage.group_size // stage.algorithm.minibatches
+        rows = math.ceil(sampled * longest / tokens)
+    trained = isinstance(stage, TrainingStage)
+    return Work(
+        name=name,
+        kind=stage.kind,
+        tokens=tokens,
+        longest=longest,
+        rows=rows,
+        known=isinstance(stage, SftStage),
+        entropy_gradient=isinstance(stage, RlStage) and stage.algorithm.entropy_bonus > 0,
+        reference=isinstance(stage, RlStage) and stage.algorithm.kl > 0,
+        lora=stage.lora.rank if isinstance(stage, TrainingStage) and stage.lora else 0,
+        muon=trained and stage.optimizer.kind == "muon",
+        engine=None if isinstance(stage, SftStage) else _sampler(stage, recipe),
+        sampled=sampling.max_tokens + PROMPT,
+    )
+
+
+def _context(stage: SftStage, positions: int | None) -> int:
+    most = stage.rope.positions if stage.rope else positions
+    if "context" in stage.model_fields_set or most is None:
+        return stage.context
+    return min(stage.context, most)
+
+
+def _sampler(stage: Stage, recipe: Recipe) -> Engine:
+    teacher: Engine | None = getattr(stage, "teacher", None)
+    return teacher or recipe.engine
+
+
+class Share(NamedTuple):
+    """Of one GPU."""
+
+    size: int
+    words: str
+
+
+def engine_share(work: Work, sizes: Sizes, element: int, memory: int, beside_learner: bool) -> Share:
+    """What the engine holds of a GPU that the learner uses as well, in the first process; all of its own elsewhere."""
+    engine = work.engine
+    if engine is None:
+        return Share(0, "nothing is sampled")
+    if engine.kind in ("endpoint", "scripted") or engine.urls:
+        return Share(0, "sampled elsewhere")
+    if engine.kind == "vllm":
+        if beside_learner and engine.sleep:
+            return Share(0, f"vLLM, asleep (sleep = {engine.sleep}) while the learner works")
+        return Share(int(engine.memory_share * memory), f"vLLM, memory_share = {engine.memory_share:g}")
+    weights = element * sizes.parameters
+    cache = engine.batch_size * work.sampled * kv_bytes(sizes, element)
+    words = f"weights {weights / 2**30:.1f} GiB, cache of {engine.batch_size} x {work.sampled:,} tokens"
+    return Share(weights + cache, words)
+
+
+def kv_bytes(sizes: Sizes, element: int) -> int:
+    """Of one token, in all layers."""
+    return 2 * sizes.layers * sizes.key_heads * sizes.head * element

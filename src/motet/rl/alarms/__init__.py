@@ -1,0 +1,41 @@
+"""Alarms: rules that see a pattern in a stage's figures and say what was seen, why it matters, what the likely causes
+are, ranked by this run's evidence, and which lines of the recipe to change.
+
+A rule is a function of a `History` and one line in `RULES`. `memory` has no figures to look at: it is what
+`train/memory.py` says of an error. What is done about an alarm is `rl/alarms/monitor.py` and `stages/alarmed.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from motet.base.recipe import RuleName
+from motet.rl.alarms import heldout, policy, signal, system, texts
+from motet.rl.alarms.record import Alarm, Cause, History, alarm_of
+
+__all__ = ["RULES", "Alarm", "Cause", "History", "alarm_of", "look"]
+
+RULES: Mapping[RuleName, Callable[[History], Alarm | None]] = {
+    "no_signal": signal.no_signal,
+    "below_start": heldout.below_start,
+    "not_generalising": heldout.not_generalising,
+    "forgetting": heldout.forgetting,
+    "entropy_collapse": policy.entropy_collapse,
+    "entropy_blowup": policy.entropy_blowup,
+    "drift": policy.drift,
+    "importance": policy.importance,
+    "stale": policy.stale,
+    "unparsable": texts.unparsable,
+    "truncated": texts.truncated,
+    "length": texts.length,
+    "repetition": texts.repetition,
+    "slow_engine": system.slow_engine,
+    "slow_verifiers": system.slow_verifiers,
+}
+
+
+def look(history: History) -> list[Alarm]:
+    """What every rule that is not off sees after the present step."""
+    bounds = history.config.alarms
+    found = (rule(history) for name, rule in RULES.items() if bounds.of(name) != "off")
+    return [alarm for alarm in found if alarm is not None]

@@ -1,0 +1,147 @@
+"""A filter of training conversations without rollouts: by their length and by how much they surprise the student.
+
+STAGE/ difficulty.jsonl (one row a conversation: tokens, surprisal, kept or the reason), data.jsonl (those kept, as an
+sft stage reads them), filter.json.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from motet.base import jsonl
+from motet.base.errors import UserError
+from motet.base.recipe import FilterStage, OpenRows
+from motet.base.records import seed_of
+from motet.base.run import log, progress
+from motet.base.statistics import ALL
+from motet.data.conversations import Conversation, conversations
+from motet.data.mix import Mixture, Part
+from motet.data.pack import Sample
+from motet.fit.tokens import Student
+from motet.stages.context import Context
+
+Measured = dict[str, Any]
+
+
+def run(name: str, config: FilterStage, context: Context, model: Path | str) -> None:
+    folder = context.folder(name)
+    chosen = _chosen(name, config, context)
+    samples, owners = _render(chosen, context)
+    student = Student(model, context.recipe.model)
+    sums = [[0, 0.0] for _ in chosen]
+    for index, ranked in progress(student.read(samples, config.micro_batch_tokens), len(samples), name):
+        sums[owners[index]][0] += ranked.surprisal_N.numel()
+        sums[owners[index]][1] += float(ranked.surprisal_N.double().sum())
+    rows: list[Measured] = [
+        {"id": c.id, "domain": c.domain or "rows", "tokens": tokens, "surprisal": total / max(1, tokens)}
+        for c, (tokens, total) in zip(chosen, sums, strict=True)
+    ]
+    bounds = keep(rows, config.rows)
+    jsonl.write(folder / "difficulty.jsonl", rows)
+    kept = [c for c, row in zip(chosen, rows, strict=True) if row["kept"]]
+    if not kept:
+        raise UserError(
+            f"stage.{name}: none of {len(rows)} conversations lies between its quantiles; widen stage.{name}.rows"
+        )
+    jsonl.write(
+        folder / "data.jsonl", (_row(c, row["domain"]) for c, row in zip(chosen, rows, strict=True) if row["kept"])
+    )
+    jsonl.write_json(folder / "filter.json", describe(rows, bounds))
+    log.info("%s kept %d of %d conversations: %s", name, len(kept), len(rows), bounds)
+
+
+def keep(rows: Sequence[Measured], rules: OpenRows) -> dict[str, dict[str, tuple[float, float]]]:
+    """Adds `kept` and `reason` to every row, by the quantiles of its domain; returns these by domain and measure.
+
+    A quantile is the value at that share of the sorted ones, linear between neighbours; the bounds themselves are kept.
+    Example: surprisals 1, 2, 3, 4, 5 and quantiles 0.25, 0.75: 2, 3 and 4 are kept.
+    """
+    by_domain: defaultdict[str, list[Measured]] = defaultdict(list)
+    for row in rows:
+        by_domain[row["domain"]].append(row)
+    bounds: dict[str, dict[str, tuple[float, float]]] = {}
+    for domain, members in sorted(by_domain.items()):
+        shares = {"tokens": rules.length, "surprisal": rules.surprisal}
+        bounds[domain] = {key: _quantiles([row[key] for row in members], ends) for key, ends in shares.items()}
+        for row in members:
+            row["reason"] = _reason(row, bounds[domain])
+            row["kept"] = not row["reason"]
+    return bounds
+
+
+def describe(rows: Sequence[Measured], bounds: dict[str, dict[str, tuple[float, float]]]) -> dict[str, Any]:
+    domains = sorted(bounds)
+    kept = Counter(row["domain"] for row in rows if row["kept"])
+    of = Counter(row["domain"] for row in rows)
+    return {
+        "method": "surprisal",
+        "rollouts": 0,
+        "tokens": sum(row["tokens"] for row in rows),
+        "bounds": {d: {key: list(ends) for key, ends in found.items()} for d, found in bounds.items()},
+        "dropped": dict(Counter(row["reason"] for row in rows if row["reason"])),
+        "kept": {**{d: kept[d] for d in domains}, ALL: sum(kept.values())},
+        "of": {**{d: of[d] for d in domains}, ALL: len(rows)},
+    }
+
+
+def _reason(row: Measured, bounds: dict[str, tuple[float, float]]) -> str:
+    """The first measure that lies outside."""
+    for key, below, above in (("tokens", "short", "long"), ("surprisal", "known to the model", "too surprising")):
+        low, high = bounds[key]
+        if not low <= row[key] <= high:
+            return below if row[key] < low else above
+    return ""
+
+
+def _quantiles(values: Sequence[float], shares: tuple[float, float]) -> tuple[float, float]:
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return at(shares[0]), at(shares[1])
+
+
+def _chosen(name: str, config: FilterStage, context: Context) -> list[Conversation]:
+    parts = []
+    for place, source in enumerate(config.data):
+        label = source.problems or source.stage or source.path or ""
+        assert isinstance(source.weight, float)  # the recipe refuses a schedule here
+        parts.append(Part(f"{place}/{label}", list(_usable(config, place, context)), source.weight))
+    if not any(part.items for part in parts):
+        raise UserError(f"stage.{name}: its data holds no conversation")
+    return Mixture(parts, seed_of(context.recipe.seed, name)).first(config.count)
+
+
+def _usable(config: FilterStage, place: int, context: Context) -> Iterator[Conversation]:
+    source = config.data[place]
+    for item in conversations(source, context.split, context.run.folder):
+        if isinstance(item, UserError):
+            if source.on_bad_row == "error":
+                raise item
+        else:
+            yield item
+
+
+def _render(chosen: Sequence[Conversation], context: Context) -> tuple[list[Sample], list[int]]:
+    """(samples, the conversation that each belongs to)."""
+    samples, owners = [], []
+    for owner, conversation in enumerate(chosen):
+        try:
+            examples = context.chat.render(conversation.messages)
+        except UserError as error:
+            raise UserError(f"{conversation.source}, conversation {conversation.id}: {error}") from error
+        for rendered in examples:
+            samples.append(Sample(rendered.tokens, rendered.loss_mask))
+            owners.append(owner)
+    return samples, owners
+
+
+def _row(conversation: Conversation, domain: str) -> Measured:
+    return {"messages": list(conversation.messages), "problem_id": conversation.id, "domain": domain}

@@ -1,0 +1,262 @@
+"""Out of memory, explained: in which phase, on how many tokens, what was largest, and which line of the recipe helps.
+
+What is said is read off the error's traceback, whose frames still hold what was being worked on: nothing is kept or
+counted while all is well.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+
+from motet.base.recipe import EvaluateStage, FilterStage, Recipe, RlStage, SftStage, Stage, SynthesizeStage
+from motet.base.run import peak_memory_bytes
+from motet.data.pack import Batch
+from motet.engine.protocol import Request
+from motet.rl.alarms.record import Alarm, Cause, ranked, written
+from motet.train.logprobs import rows_of_a_chunk
+
+TOLD = {"generate": "sample", "train": "steps"}
+"""Names of timed phases, in the words of the report."""
+PLACES = {
+    ("train.learner", "update"): "optimizer step",
+    ("train.learner", "logprobs"): "anchor",
+    ("train.learner", "accumulate"): "steps",
+    ("train.learner", "export"): "export",
+    ("train.learner", "__init__"): "building the learner",
+    ("rl.rollouts", "groups"): "sample",
+    ("stages.evaluate", "run"): "evaluate",
+}
+"""Functions by which the phase is known where no timer says it, and the optimizer told apart."""
+
+
+class Largest(NamedTuple):
+    size: int
+    """Bytes of its storage."""
+    text: str
+    """ "logits_CV [1024, 49152] float32 in train/logprobs.py" """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the host: torch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def explain(error: BaseException, recipe: Recipe, stage: str, step: int = 0, planned: str = "") -> Alarm:
+    """`planned`: what the plan had said, where there is one."""
+    frames = list(_frames(error.__traceback__))
+    phase, largest = phase_of(error, frames), largest_tensor(frames)
+    work = _work(frames)
+    seen = f"out of memory in the phase {phase}{work.text}. {_told(error)}"
+    seen += f"The largest live tensor: {largest.text}, {_size(largest.size)}. {_head(frames, recipe, work)}"
+    seen += f"{_in_use()}" + (f" The plan: {planned}." if planned else "")
+    matters = (
+        "Nothing that was finished is lost: with other values of micro_batch_tokens, model.recompute, [engine] or "
+        "[mesh] the same command goes on from the last checkpoint; other lines make the stage anew."
+    )
+    causes = ranked(_causes(phase, recipe, stage, work))
+    return Alarm("memory", stage, step, seen, matters, causes)
+
+
+def phase_of(error: BaseException, frames: Sequence[FrameType]) -> str:
+    """A timer's name where one was running, and the optimizer told apart; else by the functions on the stack."""
+    on_stack = [PLACES[place] for f in frames if (place := (_module(f), f.f_code.co_name)) in PLACES]
+    timed = getattr(error, "phase", None)
+    if "optimizer step" in on_stack:
+        return "optimizer step"
+    if isinstance(timed, str):
+        return TOLD.get(timed, timed)
+    return on_stack[-1] if on_stack else "start"
+
+
+def largest_tensor(frames: Sequence[FrameType]) -> Largest:
+    """By the bytes of its storage, among all that are alive; named by the variable that holds it, or as a parameter."""
+    best: torch.Tensor | None = None
+    named = [value for frame in reversed(frames) for value in frame.f_locals.values()]
+    for item in (*named, *gc.get_objects()):  # of equal ones, one with a name
+        if issubclass(type(item), torch.Tensor) and (best is None or _bytes(item) > _bytes(best)):
+            best = item
+    if best is None:
+        return Largest(0, "none")
+    shape = f"{list(best.shape)} {str(best.dtype).removeprefix('torch.')}"
+    return Largest(_bytes(best), f"{_name(best, frames)} {shape}")
+
+
+# ---- what the traceback holds
+
+
+class _Work(NamedTuple):
+    text: str
+    tokens: int
+    longest: int
+    """Tokens of the longest document of the row; 0 for sampling."""
+    scored: int
+
+
+def _frames(trace: TracebackType | None) -> Iterator[FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _work(frames: Sequence[FrameType]) -> _Work:
+    """The innermost packed row, or the requests that were being sampled."""
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            batch = _batch(value)
+            if batch is not None:
+                lengths, tokens = batch.documents.lengths, batch.tokens_T.numel()
+                text = f", on a row of {tokens:,} tokens ({batch.num_scored:,} scored, {len(lengths)} documents, "
+                return _Work(text + f"the longest {max(lengths):,})", tokens, max(lengths), batch.num_scored)
+            if isinstance(value, list) and value and isinstance(value[0], Request):
+                prompts = [len(request.prompt_tokens) for request in value]
+                text = f", sampling {len(value):,} completions after prompts of up to {max(prompts):,} tokens"
+                return _Work(text, sum(prompts), 0, 0)
+    return _Work("", 0, 0, 0)
+
+
+def _batch(value: object) -> Batch | None:
+    """A packed row, or the largest of a list of them."""
+    found = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Batch)]
+    return max(found, key=lambda batch: batch.tokens_T.numel(), default=None)
+
+
+def _name(tensor: torch.Tensor, frames: Sequence[FrameType]) -> str:
+    place = tensor.untyped_storage().data_ptr()
+    for frame in frames:
+        model = getattr(frame.f_locals.get("self"), "model", None)
+        if isinstance(model, torch.nn.Module):
+            for name, parameter in model.named_parameters():
+                if parameter.untyped_storage().data_ptr() == place:
+                    return f"the weight {name}"
+                if parameter.grad is not None and parameter.grad.untyped_storage().data_ptr() == place:
+                    return f"the gradient of {name}"
+    for frame in reversed(frames):
+        for name, value in frame.f_locals.items():
+            if isinstance(value, torch.Tensor) and _bytes(value) and value.untyped_storage().data_ptr() == place:
+                return f"{name} in {'/'.join(Path(frame.f_code.co_filename).parts[-2:])}"
+    return "a tensor"
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage().nbytes())
+    except (RuntimeError, NotImplementedError):  # meta, fake and freed tensors have no storage
+        return 0
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).removeprefix("motet.")
+
+
+# ---- sentences
+
+
+def _told(error: BaseException) -> str:
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    return f"{asked[1]} were asked for. " if asked else ""
+
+
+def _head(frames: Sequence[FrameType], recipe: Recipe, work: _Work) -> str:
+    """Whether the head was in chunks, and what its logits would have been otherwise."""
+    if recipe.model.head != "own":
+        return f'The head was computed by the package of model.head = "{recipe.model.head}". '
+    models = [getattr(frame.f_locals.get("self"), "model", None) for frame in frames]
+    model: Any = next(
+        (m for m in models if isinstance(m, torch.nn.Module) and hasattr(m, "get_output_embeddings")), None
+    )
+    head = model.get_output_embeddings() if model is not None else None
+    if head is None or not work.scored:
+        return "The head is computed in chunks. "
+    vocabulary, size = int(head.weight.shape[0]), head.weight.element_size()
+    rows = rows_of_a_chunk(vocabulary, size)
+    return (
+        f"The head was in chunks of {rows:,} tokens ({_size(min(rows, work.scored) * vocabulary * 4)} of logits; "
+        f"whole they would be {_size(work.scored * vocabulary * 4)}). "
+    )
+
+
+def _in_use() -> str:
+    if not torch.cuda.is_available():
+        return f"Peak memory of the process: {_size(peak_memory_bytes())}."
+    free, total = torch.cuda.mem_get_info()
+    held = torch.cuda.memory_allocated()
+    return f"Of the GPU's {_size(total)} {_size(free)} were free, and {_size(held)} were this process's tensors."
+
+
+def _causes(phase: str, recipe: Recipe, name: str, work: _Work) -> list[Cause]:
+    stage = recipe.stage[name]
+    if phase in ("sample", "judge", "probe", "evaluate") or isinstance(
+        stage, EvaluateStage | FilterStage | SynthesizeStage
+    ):
+        return _of_sampling(recipe, name, stage)
+    if phase == "load":
+        mebibytes = recipe.engine.bucket_mebibytes
+        line = written("engine.bucket_mebibytes", max(1, mebibytes // 2), mebibytes)
+        return [Cause("the weights on their way to the engine", "", 0.9, (line,)), *_of_sampling(recipe, name, stage)]
+    states = _of_states(recipe, name, stage)
+    if phase in ("steps", "anchor", "reference"):
+        return [*_of_rows(recipe, name, stage, work), replace(states, weight=0.3)]
+    return [states]
+
+
+def _of_sampling(recipe: Recipe, name: str, stage: Stage) -> list[Cause]:
+    engine = recipe.engine
+    if engine.kind == "vllm":
+        asleep = (written("engine.sleep", 1, engine.sleep),) if not engine.sleep and not engine.urls else ()
+        share = written("engine.memory_share", round(0.7 * engine.memory_share, 2), engine.memory_share)
+        return [
+            Cause(
+                "engine and learner share the GPU", f"the engine has {engine.memory_share:.0%}", 0.8, (*asleep, share)
+            )
+        ]
+    longest = stage.sampling.max_tokens if isinstance(stage, RlStage | FilterStage | SynthesizeStage) else 0
+    key = f"stage.{name}.sampling.max_tokens"
+    if not longest:
+        longest, key = recipe.evaluation.sampling.max_tokens, "evaluation.sampling.max_tokens"
+    return [
+        Cause("too many completions are decoded side by side", f"{engine.batch_size} of up to {longest} tokens", 0.8,
+              (written("engine.batch_size", max(1, engine.batch_size // 2), engine.batch_size),)),
+        Cause("completions are long", f"up to {longest} tokens", 0.4, (written(key, max(1, longest // 2), longest),)),
+    ]  # fmt: skip
+
+
+def _of_rows(recipe: Recipe, name: str, stage: Stage, work: _Work) -> list[Cause]:
+    packed = stage.micro_batch_tokens
+    room = work.tokens > 1.5 * work.longest
+    half = max(work.longest, packed // 2)
+    kept, offered = recipe.model.recompute, recipe.model.recompute != "offload"
+    deeper = "full" if kept not in ("full", "offload") else "offload"
+    return [
+        Cause("the row is larger than it has to be", f"{work.tokens:,} tokens, the longest text {work.longest:,}",
+              0.9 * room, (written(f"stage.{name}.micro_batch_tokens", half, packed),)),
+        Cause("too much is kept for the backward pass", f"model.recompute is {kept}", 0.7 * offered,
+              (written("model.recompute", deeper, kept),)),
+        Cause("a single document fills the row: cut it over several GPUs", f"it has {work.longest:,} tokens",
+              0.6 * (not room), (written("mesh.sp", 2 * recipe.mesh.sp, recipe.mesh.sp),)),
+    ]  # fmt: skip
+
+
+def _of_states(recipe: Recipe, name: str, stage: Stage) -> Cause:
+    """Weights, gradients and the optimizer's state, whatever the batch is."""
+    change = [written("model.dtype", "bfloat16", "float32")] if recipe.model.dtype == "float32" else []
+    if recipe.model.weights == "float32" and recipe.model.dtype == "bfloat16":
+        change.append(written("model.weights", "bfloat16", "float32"))
+    if isinstance(stage, SftStage | RlStage) and stage.lora is None:
+        change.append(written(f"stage.{name}.lora", {"rank": 16}, None))
+    change.append(written("mesh.dp_shard", 2 * (recipe.mesh.dp_shard or 1), recipe.mesh.dp_shard))
+    evidence = "none of it depends on the batch"
+    return Cause("weights, gradients and the optimizer's state fill the memory", evidence, 0.8, tuple(change))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"

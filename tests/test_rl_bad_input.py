@@ -1,0 +1,237 @@
+"""What RL is given and cannot use: each a clear error or a counted fallback, and nothing written is lost."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alarm_runs
+import micro
+from alarm_runs import recipe_of, run
+from motet import pipeline
+from motet.base import jsonl
+from motet.base.errors import UserError
+from motet.base.recipe import Recipe
+from motet.base.records import Group, decode_group
+from motet.engine.transformers import TransformersEngine
+from motet.train.learner import Learner
+
+
+@pytest.fixture(scope="module")
+def model(micro_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    pipeline.run(micro.recipe(micro_recipe, "stages=['sft']", "stage.sft.evaluate=false"), folder, console=False)
+    return folder / "sft" / "model"
+
+
+@pytest.fixture
+def recipe(micro_recipe: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "micro.toml"
+    path.write_text(micro_recipe.read_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(micro_recipe: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of four uninterrupted steps."""
+    return run(recipe_of(micro_recipe, model, steps=4), tmp_path_factory.mktemp("whole") / "run").folder
+
+
+def groups_of(folder: Path) -> list[Group]:
+    files = sorted((folder / "rl" / "rollouts").glob("step-*.jsonl"))
+    return [decode_group(row) for file in files for _, row in jsonl.read(file)]
+
+
+def same_as(whole: Path, folder: Path) -> bool:
+    same = groups_of(whole) == groups_of(folder)
+    return same and micro.same_weights(micro.weights(whole, "rl"), micro.weights(folder, "rl"))
+
+
+# ---- the record
+
+
+def test_every_group_is_written_with_text_verdict_and_reason_whether_anything_is_learnt_from_it(whole: Path) -> None:
+    groups, rows = groups_of(whole), micro.metrics(whole, "rl")
+    assert len(groups) == 4 * 4 and all(len(group.rollouts) == 4 for group in groups)
+    assert any(row["groups/in_loss"] < 4 for row in rows)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert all(rollout.completion.text and rollout.completion.tokens for rollout in rollouts)
+    assert all(r.verdict.detail for r in rollouts if r.verdict.kind in ("malformed", "truncated", "no_answer"))
+    assert not list((whole / "rl" / "rollouts").glob("*.part.jsonl"))
+
+
+# ---- engine
+
+
+def test_an_engine_that_dies_is_a_clear_error_and_the_same_command_loses_no_rollout(
+    recipe: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = TransformersEngine._decode, list[int]()
+
+    def dies(self: Any, members: list[int], requests: Any, sampling: Any) -> Iterator[Any]:
+        calls.append(1)
+        for place, found in enumerate(decode(self, members, requests, sampling)):
+            if len(calls) == 3 and place == 5:
+                raise UserError("the engine is gone")
+            yield found
+
+    monkeypatch.setattr(TransformersEngine, "_decode", dies)
+    chosen = recipe_of(recipe, model, steps=4, checkpoint_every=1)
+    with pytest.raises(UserError, match="the engine is gone"):
+        run(chosen, tmp_path / "run")
+    journal = tmp_path / "run" / "rl" / "rollouts" / "step-00003.part.jsonl"
+    assert len(list(jsonl.read(journal))) > 0
+    run(chosen, tmp_path / "run")
+    assert same_as(whole, tmp_path / "run")
+
+
+# ---- verifiers
+
+
+FAILING = """
+import time
+from motet.base.records import Verdict
+
+
+def raises(problem, text):
+    raise RuntimeError("no such thing")
+
+
+def hangs(problem, text):
+    time.sleep(60.0)
+"""
+
+
+def failing(recipe: Path, model: Path, name: str, **rl: Any) -> Recipe:
+    file = recipe.with_name("failing.py")
+    file.write_text(FAILING)
+    tree = recipe_of(recipe, model, **rl).model_dump(mode="json")
+    tree["problems"]["numbers"] |= {"verifier": f"{file}:{name}", "domain": "numbers"}
+    tree["chat"]["think"] = "off"
+    return alarm_runs.check(tree, "test")
+
+
+def test_a_verifier_that_always_fails_masks_its_rollouts_and_is_named(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    ran = run(failing(recipe, model, "raises", steps=2), tmp_path / "run")
+    rows = micro.metrics(ran.folder, "rl")
+    judged = [rollout.verdict for group in groups_of(ran.folder) for rollout in group.rollouts]
+    assert {verdict.kind for verdict in judged} == {"infra_error"}
+    assert all("no such thing" in verdict.detail for verdict in judged)
+    assert [row["rollout/unjudged"] for row in rows] == [16, 16] and all(row["groups/in_loss"] == 0 for row in rows)
+    cause = ran.of("no_signal").causes[0]
+    assert "the verifier is dead or wrong" in cause.text and "were not judged" in cause.evidence
+
+
+def test_a_verifier_that_hangs_is_cut_at_its_deadline_and_counted(recipe: Path, model: Path, tmp_path: Path) -> None:
+    chosen = failing(recipe, model, "hangs", steps=1, group_size=2, prompts_per_step=4)
+    verification = chosen.verification.model_copy(update={"deadline_seconds": 0.3, "workers": 4})
+    ran = run(chosen.model_copy(update={"verification": verification}), tmp_path / "run")
+    (row,) = micro.metrics(ran.folder, "rl")
+    assert row["verdict/timeout"] == 8 and row["time/judge"] > 0.2
+
+
+# ---- problems
+
+
+def test_a_batch_of_equal_rewards_is_counted_learnt_from_by_nobody_and_changes_no_weight(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    ran = run(recipe_of(recipe, model, "impossible", steps=3), tmp_path / "run")
+    rows = micro.metrics(ran.folder, "rl")
+    assert [row["groups/live_share"] for row in rows] == [0.0] * 3
+    assert [row["groups/all_wrong_share"] for row in rows] == [1.0] * 3
+    assert "all 4 groups are without a signal; nothing was learnt" in ran.text
+    before = micro.weights(model.parent.parent, "sft")
+    assert micro.same_weights(before, micro.weights(ran.folder, "rl"))
+    assert ran.of("no_signal").step == 2
+
+
+def test_a_domain_without_a_problem_is_refused_by_name(recipe: Path, model: Path, tmp_path: Path) -> None:
+    tree = recipe_of(recipe, model).model_dump(mode="json")
+    tree["stage"]["rl"]["problems"] = [{"problems": "numbers", "domain": "poetry"}]
+    with pytest.raises(UserError, match="'numbers' has no training problem in the domain 'poetry'"):
+        run(alarm_runs.check(tree, "test"), tmp_path / "run")
+
+
+def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path, model: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"n{n}", "prompt": "Say " + "9 " * 30 + str(n), "answer": n} for n in range(10, 40)]
+    file = tmp_path / "long.jsonl"
+    jsonl.write(file, rows)
+    tree = recipe_of(recipe, model).model_dump(mode="json")
+    tree["problems"]["numbers"] |= {"path": str(file)}
+    with pytest.raises(UserError, match=r"a prompt of \d+ tokens and sampling.max_tokens = 16 are \d+ positions"):
+        run(alarm_runs.check(tree, "test"), tmp_path / "run")
+
+
+# ---- numbers, disk, recipe
+
+
+def test_a_loss_that_is_not_finite_stops_or_is_skipped_and_counted(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate = Learner.accumulate
+
+    def breaks(self: Learner, *given: Any) -> dict[str, float]:
+        found = accumulate(self, *given)
+        if self.version == 2:
+            self._broken = "the loss is nan"
+        return found
+
+    monkeypatch.setattr(Learner, "accumulate", breaks)
+    with pytest.raises(UserError, match="optimizer step 3: the loss is nan; the weights were left as they were"):
+        run(recipe_of(recipe, model, steps=2), tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "rl" / "nonfinite-3.jsonl").exists()
+    skipping = recipe_of(recipe, model, steps=1, optimizer={"on_nonfinite": "skip"})
+    ran = run(skipping, tmp_path / "skipped")
+    (row,) = micro.metrics(ran.folder, "rl")
+    assert row["optim/skipped"] > 0.0 and "optimizer step 3: the loss is nan; skipped" in ran.text
+
+
+def test_on_a_full_disk_nothing_that_was_written_is_lost_and_the_same_command_goes_on(
+    recipe: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, left = jsonl.Journal.append, [40]
+
+    def full(self: jsonl.Journal, row: Any) -> None:
+        if "rollout" in row:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, row)
+
+    monkeypatch.setattr(jsonl.Journal, "append", full)
+    chosen = recipe_of(recipe, model, steps=4)
+    with pytest.raises(OSError, match="No space left"):
+        run(chosen, tmp_path / "run")
+    kept = list(jsonl.read(tmp_path / "run" / "rl" / "rollouts" / "step-00003.part.jsonl"))
+    assert len(kept) == 39 - 32
+    run(chosen, tmp_path / "run")
+    assert same_as(whole, tmp_path / "run")
+
+
+def test_resumed_with_another_recipe_the_stage_begins_anew_and_the_old_one_is_kept(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, calls = Learner.update, list[int]()
+
+    def killed(self: Learner) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return update(self)
+
+    monkeypatch.setattr(Learner, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_of(recipe, model, steps=4), tmp_path / "run")
+    old = {file.name: file.read_bytes() for file in (tmp_path / "run" / "rl" / "rollouts").iterdir()}
+    ran = run(recipe_of(recipe, model, steps=2, optimizer={"learning_rate": 5e-4}), tmp_path / "run")
+    kept = {file.name: file.read_bytes() for file in (ran.folder / "rl.stale-1" / "rollouts").iterdir()}
+    assert kept == old and len(kept) > 0
+    assert "rl: was made from something else; set aside as rl.stale-1" in ran.text
+    assert [row["step"] for row in micro.metrics(ran.folder, "rl")] == [1, 2]
