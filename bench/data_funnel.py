@@ -5,9 +5,10 @@
 `motet run` is started as a user would start it, on files made by data_rows.py: one row in a hundred repeats another one
 with 2 to 8 % of its words edited; some hold an evaluation question, as the prompt or inside a trace, with its own or
 with other numbers; some hold only phrases that evaluation questions and thousands of rows share. Nothing else should
-be dropped. Two rules are off, which see some edited rows before near_duplicate does (a changed number makes a sum
-wrong); they are computed all the same. Memory is that of the command and its processes together, sampled twice a second (proportional set size, so
-that shared pages count once). Prints a table and writes results/data_funnel.json beside this file.
+be dropped. Two rules are off, since they see some edited rows before near_duplicate does (a changed number makes a sum
+wrong); what they would drop is computed all the same. Memory is that of the command and its processes together, sampled
+twice a second (proportional set size, so that shared pages count once). Prints a table and writes
+results/data_funnel.json beside this file.
 """
 
 from __future__ import annotations

@@ -96,6 +96,17 @@ def test_open_rows_are_sieved_and_trained_on(tmp_path: Path) -> None:
     assert "8 rows read" in page and "leak_template" in page and "Compared with the evaluation questions" in page
 
 
+def test_programs_of_open_rows_are_run_on_the_tests_that_come_with_them(tmp_path: Path) -> None:
+    tests = [{"stdin": "3 4\n", "stdout": "7\n"}]
+    program = "```python\na, b = map(int, input().split())\nprint(a {} b)\n```"
+    rows = [{"messages": turns("Print a + b.", f"with {sign}", program.format(sign)), "tests": tests} for sign in "+-"]
+    loaded = recipe(tmp_path, rows, "stages=['clean']", "verification.sandbox=unsafe-rlimits")
+    pipeline.run(loaded, tmp_path / "run", console=False)
+    funnel = jsonl.read_json(tmp_path / "run" / "clean" / "funnel.json")
+    assert {r["rule"]: r["dropped"] for r in funnel["rules"] if r["dropped"]} == {"code_tests": 1}
+    assert funnel["domains"] == {"code": {"asked": 2, "kept": 1}}
+
+
 def test_held_out_problems_are_found_in_open_rows(tmp_path: Path) -> None:
     run = tmp_path / "run"
     rows = [{"messages": turns(f"Say {n}", "x", "y")} for n in range(10, 100)]

@@ -17,7 +17,7 @@ from motet.base.recipe import FilterStage, RlStage
 from motet.cli import cli
 from motet.experiments import difficulty, filter_cost
 from motet.experiments.difficulty_view import summary as difficulty_summary
-from motet.experiments.filter_cost_results import crossing, judge
+from motet.experiments.filter_cost_results import break_even, crossing, judge
 from motet.experiments.filter_cost_view import advice, summary
 
 RECIPE = """
@@ -230,3 +230,22 @@ def test_an_arm_that_never_arrives_is_said_to() -> None:
               "refill": 3.0, **judge(results)}  # fmt: skip
     assert report["levels"][1]["arms"]["neither"]["rollouts"]["high"] is None  # some resamples never get there
     assert "never" in summary(report) and len(advice(report)) == 6
+
+
+def test_a_gain_within_chance_is_not_compared() -> None:
+    results = {arm: [seed([0.5, 0.51], [50 * (arm == "filter"), 100])] for arm in filter_cost.ARMS}
+    report = judge(results)
+    assert report["gain"]["mean"] == pytest.approx(0.01) and report["gain"]["low"] == 0.0
+    assert len(advice(report)) == 1 and "is within chance" in advice(report)[0]
+
+
+def test_a_filter_pays_for_itself_after_so_many_passes() -> None:
+    """1,000 rollouts, groups of 8, 0.8 live against 0.5: 1000 / (8 x 0.6) = 208.3 groups, 2.08 passes over 100."""
+    filtered = {"points": [{"rollouts": 1000}, {"rollouts": 1000 + 8 * 500}], "groups": 500, "live": 400.0,
+                "filter": {"rollouts": 1000.0, "kept": 100}}  # fmt: skip
+    found = break_even([filtered], [{"live": 250.0, "groups": 500}])
+    assert found is not None and found["groups"]["mean"] == pytest.approx(1000 / 4.8)
+    low, mean, high = (found["passes"][key] or 0.0 for key in ("low", "mean", "high"))
+    assert mean == pytest.approx(2.083, abs=1e-3) and 1.5 < low < mean < high < 3.0
+    never = break_even([filtered], [{"live": 450.0, "groups": 500}])
+    assert never is not None and never["passes"] == {"mean": None, "low": None, "high": None}

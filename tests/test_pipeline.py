@@ -258,7 +258,7 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(
 def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them(motet: Motet) -> None:
     code, out, _ = motet("--help")
     names = [line.split()[0] for line in out.partition("Commands:")[2].strip().splitlines()]
-    assert code == 0 and names[:6] == ["run", "sft", "synthesize", "filter", "rl", "evaluate"]
+    assert code == 0 and names[:7] == ["run", "sft", "synthesize", "clean", "filter", "rl", "evaluate"]
     code, out, _ = motet("--version")
     assert code == 0 and out.startswith("motet, version ")
 

@@ -101,8 +101,14 @@ def test_a_run_killed_in_sft_and_again_in_rl_ends_as_the_uninterrupted_one(
     ("left", "gone"),
     [
         ("killed between the model and its evaluation", ["rl/evaluation.json", "rl/evaluation.jsonl"]),
-        ("killed between the rollouts of the filter and its table", ["filter/filter.json", "filter/problems.jsonl"]),
-        ("killed between the traces and the sieve", ["synthesize/funnel.json", "synthesize/data.jsonl"]),
+        (
+            "killed between the rollouts of the filter and its table",
+            ["filter/filter.json", "filter/problems.jsonl", "filter/difficulty.jsonl", "filter/data.jsonl"],
+        ),
+        (
+            "killed between the traces and the sieve",
+            ["synthesize/funnel.json", "synthesize/data.jsonl", "synthesize/teachers.json"],
+        ),
     ],
 )
 def test_a_stage_killed_between_two_files_writes_the_missing_ones_alone(

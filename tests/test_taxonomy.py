@@ -67,7 +67,7 @@ def test_a_filter_counts_every_kind_and_places_problems_by_the_scored_ones() -> 
 
     stage = FilterStage.model_validate({"kind": "filter", "problems": [{"problems": "x"}], "n": 3})
     groups = [group("correct", "incorrect", "infra_error"), group("invalid_problem", "infra_error", "correct")]
-    assert describe(groups, groups, stage)["verdicts"] == count_kinds(
+    assert describe(groups, [], stage)["verdicts"] == count_kinds(
         ["correct", "incorrect", "infra_error", "invalid_problem", "infra_error", "correct"]
     )
     # one of two judged ones is in the band; one of one is too easy, whatever could not be judged

@@ -56,7 +56,7 @@ class Patient:
 def packing(patient: Patient) -> Iterator[Finding]:
     """Document B's loss and gradients, with another text in its neighbours' places and without them."""
     own = patient.learner()
-    a, b, c = samples(own, (34, 46, 18))
+    a, b, c = samples(own, (46, 34, 18))  # rows are packed longest first: b lies between the others
     quiet = [Sample(s.tokens, (False,) * len(s.tokens)) for s in (a, c)]
     other = [Sample(tuple(reversed(s.tokens)), s.loss_mask) for s in quiet]
     row = [quiet[0], b, quiet[1]]
@@ -102,11 +102,11 @@ def head(patient: Patient) -> Iterator[Finding]:
         assert scored.entropy_N is not None
         found[name] = (scored.logprobs_N.detach(), scored.entropy_N, dict(zip(("hidden", "head"), grads, strict=True)))
     bounds, dense = TOLERANCE[patient.dtype], found["dense"]
-    for name, words in (("chunked", "any loss (RL)"), ("known", "a loss known beforehand (SFT)")):
+    for name, words in (("chunked", "any loss (RL)"), ("known", "known loss (SFT)")):
         what = f"head: in chunks against dense logits, {words}"
         pairs = zip(("log-probabilities", "entropies"), dense[:2], found[name][:2], strict=True)
         for measure, expected, seen in pairs:
-            yield Finding(what, measure, bounds["loss"], float((seen - expected).abs().max()))
+            yield Finding(what, measure, bounds["loss"], float((seen - expected).detach().abs().max()))
         yield Finding(what, "gradients", bounds["gradients"], apart(dense[2], found[name][2]))
 
 
@@ -167,7 +167,7 @@ def resume(patient: Patient) -> Iterator[Finding]:
     own = patient.learner()
     _train(own, range(4))
     worst = max(float((tensor.double() - resumed[name].double()).abs().max()) for name, tensor in own.weights())
-    yield Finding("resume: killed in step 3 of 4 and resumed, against uninterrupted", "weights", 0.0, worst)
+    yield Finding("resume: killed in step 3 of 4, against uninterrupted", "weights", 0.0, worst)
 
 
 ALONE: dict[str, tuple[Callable[[Patient], Iterator[Finding]], ...]] = {
@@ -209,7 +209,7 @@ def step(own: Learner, rows: Sequence[Sequence[Sample]], reinforced: bool = Fals
 
 
 def _steps(own: Learner) -> Iterator[tuple[str, Step]]:
-    for words, lengths in (("", LENGTHS), ("fewer rows than processes, ", FEW)):
+    for words, lengths in (("", LENGTHS), ("a process idle, ", FEW)):
         rows = _packed(samples(own, lengths))
         yield words + "SFT", step(own, rows)
         yield words + "RL", step(own, rows, reinforced=True)

@@ -5,15 +5,14 @@ A check that dies, hangs or raises is a finding like any other; the next one run
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Model
+from motet.doctor import worker
 from motet.doctor.checks import ALONE, Patient, divisor
 from motet.doctor.finding import Finding, decode, not_run
 from motet.model.load import load_config
@@ -32,8 +32,6 @@ LIMIT = 600.0
 """Seconds for one check."""
 SMALL = 500_000_000
 """Parameters of a model that is examined on a CPU where there is no GPU for a check."""
-LAST = 12
-"""Lines of a failed process's output that are told."""
 Axes = tuple[int, int, int]
 
 
@@ -157,55 +155,48 @@ def _run(
 ) -> tuple[str, str]:
     """Starts the processes and waits. Returns the file of their findings, and what went wrong, in words. One that is
     meant to kill itself has no findings."""
-    given, out = scratch / "patient.json", scratch / f"{name}-{place}.json"
+    out = scratch / f"{name}-{place}.json"
     out.unlink(missing_ok=True)
-    jsonl.write_json(given, asdict(patient))
-    processes = []
+    started = []
     for rank, environment in enumerate(_environments(size)):
-        command = [sys.executable, "-m", "motet.doctor.worker", name, str(place), str(given)]
-        log = open(scratch / f"log-{rank}", "w")  # noqa: SIM115  # a process's for as long as it runs
-        processes.append(
-            subprocess.Popen([*command, str(out)], env=environment, stdout=log, stderr=log, start_new_session=True)
-        )
-        log.close()
-    words = _wait(processes, limit, scratch)
+        log = scratch / f"log-{rank}"
+        work = (name, place, patient, out, log, environment)
+        started.append(worker.context().Process(target=worker.process, args=work))
+    for process in started:
+        process.start()
+    words = _wait(started, limit, scratch)
     if dies:
-        died = processes[0].returncode == -signal.SIGKILL
+        died = started[0].exitcode == -signal.SIGKILL
         return "", "" if died else words or "the process that was to be killed lived on"
     return str(out), words if words or out.exists() else "it left no findings"
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], limit: float, scratch: Path) -> str:
-    """The first that fails ends the others. Returns what it said."""
-    end, words = time.monotonic() + limit, ""
-    while any(process.poll() is None for process in processes):
-        failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
-        late = time.monotonic() > end
-        if failed is not None or late:
-            words = f"no answer after {limit:.0f} s" if late else ""
+def _wait(processes: Sequence[BaseProcess], limit: float, scratch: Path) -> str:
+    """The first that fails ends the others. Returns what it said; empty where all ended well."""
+    end = time.monotonic() + limit
+    while any(process.exitcode is None for process in processes) and time.monotonic() < end:
+        if any(process.exitcode for process in processes):
             break
-        time.sleep(0.05)
+        wait([process.sentinel for process in processes if process.exitcode is None], timeout=1.0)
+    failed = next((rank for rank, process in enumerate(processes) if process.exitcode), None)
+    late = failed is None and any(process.exitcode is None for process in processes)
     for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    failed = next(
-        (rank for rank, process in enumerate(processes) if process.returncode not in (0, -signal.SIGKILL)), None
-    )
-    if failed is None and not words and any(process.returncode for process in processes):
-        return "killed"
-    if failed is not None:
-        lines = (scratch / f"log-{failed}").read_text(errors="replace").strip().splitlines()
-        return next((line for line in reversed(lines[-LAST:]) if line.strip()), "no output")
-    return words
+        if process.exitcode is None:
+            process.kill()
+        process.join()
+    if late:
+        return f"no answer after {limit:.0f} s"
+    if failed is None:
+        return ""
+    lines = (scratch / f"log-{failed}").read_text(errors="replace").strip().splitlines()
+    said = next((line for line in reversed(lines) if line.strip()), "nothing")
+    return f"a process ended with {processes[failed].exitcode}, and said last: {said}"
 
 
-def _environments(size: int) -> Iterator[Mapping[str, str]]:
-    """As torchrun sets them for each process of one node."""
-    base = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    base |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def _environments(size: int) -> Iterator[dict[str, str]]:
+    """As torchrun sets them for each process of one node; nothing for a process of its own."""
     if size == 1:
-        yield base
+        yield dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | {"WORLD_SIZE": "1"}
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -213,7 +204,7 @@ def _environments(size: int) -> Iterator[Mapping[str, str]]:
     shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for rank in range(size):
         own: dict[str, Any] = shared | {"RANK": rank, "LOCAL_RANK": rank}
-        yield base | {key: str(value) for key, value in own.items()}
+        yield {key: str(value) for key, value in own.items()}
 
 
 def _tiny(folder: Path) -> Path:

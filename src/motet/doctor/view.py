@@ -13,8 +13,8 @@ def title(model: str, case: Case) -> str:
     place = f"{case.gpus} GPU" if case.device == "cuda" else "CPU"
     processes = {"cuda": "nccl", "cpu": "gloo on the CPU in float32", "": "none"}[case.processes_on]
     return (
-        f"{model}: {case.parameters / 1e6:,.1f} M parameters, {case.heads} heads; {place}, {case.dtype}; several "
-        f"processes: {processes}\n\n{HEAD}"
+        f"{model}: {case.parameters / 1e6:,.1f} M parameters, {case.heads} heads\n"
+        f"on {place}, {case.dtype}; several processes: {processes}\n\n{HEAD}"
     )
 
 

@@ -1,11 +1,11 @@
-"""One process of one check: `python -m motet.doctor.worker CHECK PLACE PATIENT.json FINDINGS.json`.
-
-PLACE is which of the check's functions runs. Where the environment is torchrun's, several processes run one check.
-"""
+"""One process of one check. All are forked from one that has imported what they need (`context`)."""
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
+import os
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
@@ -20,8 +20,30 @@ TIMEOUT = 120
 """Seconds for a collective operation."""
 
 
-def main(name: str, place: int, patient: checks.Patient) -> list[Finding]:
-    torch.set_num_threads(1 if patient.device == "cpu" else torch.get_num_threads())
+def context() -> ForkServerContext:
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([__name__])
+    return found
+
+
+def process(
+    name: str, place: int, patient: checks.Patient, out: Path, log: Path, environment: Mapping[str, str]
+) -> None:
+    """Runs function `place` of a check and writes its findings. `environment` is torchrun's where several processes
+    run one check; they find the same, and the first one writes it."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(environment)
+    logging.disable_progress_bar()
+    if patient.device == "cpu":
+        torch.set_num_threads(1)
+    found = findings(name, place, patient)
+    if os.environ.get("RANK", "0") == "0":
+        jsonl.write_json(out, {"findings": encode(found)})
+
+
+def findings(name: str, place: int, patient: checks.Patient) -> list[Finding]:
     if name != "spread":
         return list(checks.ALONE[name][place](patient))
     if place == 0:
@@ -31,11 +53,3 @@ def main(name: str, place: int, patient: checks.Patient) -> list[Finding]:
         return list(checks.spread(patient, world))
     finally:
         world.leave()
-
-
-if __name__ == "__main__":
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    check, place, given, out = sys.argv[1:]
-    read = jsonl.read_json(Path(given))
-    found = main(check, int(place), checks.Patient(**{**read, "mesh": tuple(read["mesh"])}))
-    jsonl.write_json(Path(out), {"findings": encode(found)})

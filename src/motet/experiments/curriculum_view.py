@@ -25,21 +25,21 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['name']}, stage {report['stage']}: {len(arms[0]['lengths'])} phases of {report['phase_steps']} "
         f"steps, about {count(report['batch_tokens'])} tokens each;",
-        f"lengths are those of the paper by {report['scale']:g}; seed {report['seed']}, learning rate "
+        f"the lengths given are divided by {report['scale']:g}; seed {report['seed']}, learning rate "
         f"{report['learning_rate']:g}",
         "",
-        f"{'arm':<9}{'lengths':<20}{'tokens':>10}{'time':>9}  {'held-out loss':<22}{'against direct':<26}{'pass@1':>7}",
+        f"{'arm':<9}{'lengths':<19}{'tokens':>10}{'time':>12}  {'held-out loss':<24}{'against direct':<26}"
+        f"{'pass@1':>8}",
     ]
     for arm in arms:
         change = arm["difference"]
         apart = "-"
         if change:
             apart = f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
-        held = arm["heldout_mean"]
         passed = interval(arm["final"]).split(" [")[0] if arm["final"] else "-"
         lines.append(
-            f"{arm['name']:<9}{_lengths(arm):<20}{count(arm['tokens']):>10}{duration(arm['seconds']):>9}  "
-            f"{held['mean']:.4f} [{held['low']:.4f}, {held['high']:.4f}]{apart:>27}{passed:>8}"
+            f"{arm['name']:<9}{'-'.join(map(str, arm['lengths'])):<19}{count(arm['tokens']):>10}"
+            f"{duration(arm['seconds']):>12}  {_nats(arm['heldout_mean']):<24}{apart:<26}{passed:>8}"
         )
     said = [part for line in advice(report) for part in textwrap.wrap(line, 110, subsequent_indent="    ")]
     return "\n".join([*lines, "", *_positions(report), "", *_steps_up(report), "", *said])
@@ -103,8 +103,8 @@ def _steps_up(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _lengths(arm: Mapping[str, Any]) -> str:
-    return ", ".join(f"{length:,}" for length in arm["lengths"])
+def _nats(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
 
 
 def _figure(report: Mapping[str, Any], key: str, title: str, scale: Scale) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def measure(folder: Path, recipe: Recipe, stage: str, filtering: str, start: Pat
 
 
 def judge(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """{"arms": {ARM: ...}, "start", "levels": [...]} of the arms, each a list over seeds.
+    """{"arms": {ARM: ...}, "start", "reached", "gain", "levels": [...], "break_even"} of the arms, each a list over
+    seeds. gain: of the least arm's last look over the start.
 
     An arm's curve is the mean over seeds of its held-out accuracy (the mean over domains) at each look, against the
     mean cost. The arms are compared at shares (LEVELS) of the gain over the start that the best look of every arm
@@ -90,7 +92,34 @@ def judge(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
                 }
         levels.append(level)
     arms = {arm: _summary(seeds, curves[arm], [draw[arm][-1] for draw in draws]) for arm, seeds in results.items()}
-    return {"arms": arms, "start": start, "reached": reached, "levels": levels}
+    gains = [min(draw[arm][-1] for arm in draw) - draw["filter"][0] for draw in draws]
+    gain = _interval(min(curve[-1] for curve in curves.values()) - start, gains)
+    even = {arm: break_even(results["filter"], results[arm]) for arm in results if arm != "filter"}
+    return {"arms": arms, "start": start, "reached": reached, "gain": gain, "levels": levels, "break_even": even}
+
+
+def break_even(filtered: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """After how many groups the filter has paid for itself in rollouts per live group: {groups, passes}, each {mean,
+    low, high}; passes over the problems that it kept. None where no filter was paid.
+
+    F rollouts of the filter, groups of G, live shares f and o: (F + n G) / (n f) = G / o at n = F / (G (f / o - 1)). An
+    end is None where the filter never pays. Intervals (95 %) are those of the live shares, as independent groups.
+    """
+    spent = [seed["filter"]["rollouts"] for seed in filtered if seed["filter"]]
+    if not spent:
+        return None
+    size = (filtered[0]["points"][-1]["rollouts"] - spent[0]) / filtered[0]["groups"]
+    counts = [(sum(s["live"] for s in seeds), sum(s["groups"] for s in seeds)) for seeds in (filtered, other)]
+    kept = _mean([seed["filter"]["kept"] for seed in filtered])
+    draw = random.Random(1)
+
+    def groups(shares: Sequence[float]) -> float | None:
+        return _mean(spent) / (size * (shares[0] / shares[1] - 1.0)) if shares[0] > shares[1] > 0 else None
+
+    point = groups([live / whole for live, whole in counts])
+    draws = [groups([draw.betavariate(n + 1, whole - n + 1) for n, whole in counts]) for _ in range(RESAMPLES)]
+    passes = [None if n is None else n / kept for n in draws]
+    return {"groups": _interval(point, draws), "passes": _interval(None if point is None else point / kept, passes)}
 
 
 def crossing(curve: Sequence[float], costs: Sequence[float], accuracy: float) -> float | None:
@@ -138,7 +167,7 @@ def _resampled(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
     """Curves of all arms under resampled seeds and problems."""
     import numpy
 
-    random = numpy.random.default_rng(1)
+    draw = numpy.random.default_rng(1)
     number = len(next(iter(results.values())))
     keys = sorted(set.intersection(*(set(s["rates"][0]) for seeds in results.values() for s in seeds)))
     domains = sorted({domain for domain, _ in keys})
@@ -149,8 +178,8 @@ def _resampled(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[
     places = [numpy.array([i for i, key in enumerate(keys) if key[0] == domain]) for domain in domains]
     draws = []
     for _ in range(RESAMPLES):
-        chosen = random.integers(0, number, number)
-        picked = [place[random.integers(0, len(place), len(place))] for place in places]
+        chosen = draw.integers(0, number, number)
+        picked = [place[draw.integers(0, len(place), len(place))] for place in places]
         draws.append(
             {
                 arm: numpy.mean([table[chosen][:, :, p].mean(axis=(0, 2)) for p in picked], axis=0).tolist()

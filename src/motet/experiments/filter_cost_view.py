@@ -10,7 +10,7 @@ from typing import Any
 
 from motet.insight.charts import Series, line_chart
 from motet.insight.page import write_page
-from motet.insight.wording import count, duration, interval, percent, short, table
+from motet.insight.wording import count, duration, interval, percent, point_interval, short, table
 
 COLUMNS = 110
 
@@ -54,11 +54,16 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def advice(report: Mapping[str, Any]) -> list[str]:
     """A sentence for each cost, at the highest level: who is cheaper, or that it cannot be told."""
+    found = _break_even(report)
     if not report["levels"]:
-        return ["Not every arm gained on the start, so there is no accuracy at which their costs could be compared: "
-                "take more steps, or another learning rate."]  # fmt: skip
+        text = "Not every arm gained on the start, so there is no accuracy at which their costs could be compared: "
+        return [*found, text + "take more steps, or another learning rate."]
+    if not report["gain"]["low"] > 0:
+        text = (
+            f"The least gain of an arm, {point_interval(report['gain'])}, is within chance: what equal accuracy costs "
+        )
+        return [*found, text + "cannot be told from these steps; take more."]
     level = report["levels"][-1]
-    found = []
     for key in COSTS:
         for name, costs in level["arms"].items():
             if name == "filter":
@@ -73,6 +78,26 @@ def write(path: Path, report: Mapping[str, Any]) -> None:
     sections = [("Verdict", verdicts), ("Held-out accuracy", _figures(report)),
                 ("Figures", f"<pre>{escape(summary(report))}</pre>")]  # fmt: skip
     write_page(path, "motet experiment filter-cost", str(report["name"]), sections)
+
+
+def _break_even(report: Mapping[str, Any]) -> list[str]:
+    """How many passes over the kept problems it takes until the filter has paid for itself."""
+    found = []
+    for name, row in report["break_even"].items():
+        if row is None:
+            continue
+        if row["passes"]["mean"] is None:
+            found.append(
+                f"The filter does not pay for itself against {name}: it did not raise the share of live groups."
+            )
+            continue
+        passes = row["passes"]
+        found.append(
+            f"In rollouts per live group the filter pays for itself against {name} after {passes['mean']:.2f} passes "
+            f"over the problems that it kept, 95 % interval {_bound(passes['low'])} to {_bound(passes['high'])} "
+            f"({count(row['groups']['mean'])} groups)."
+        )
+    return found
 
 
 def _verdict(ratio: Mapping[str, Any]) -> str:

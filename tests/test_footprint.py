@@ -1,0 +1,137 @@
+"""Memory of a training step: worked by hand, counted on a CPU, and measured on an H100."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from motet.base import jsonl
+from motet.base.recipe import Lora, Model
+from motet.model.blocks import blocks_of
+from motet.model.footprint import (
+    LADDER,
+    Compute,
+    Row,
+    Sizes,
+    Training,
+    adapter_parameters,
+    block_bytes,
+    choose,
+    forecast,
+    peak_of,
+    row_of,
+    state_of,
+)
+from motet.plan.probe import probe
+
+RESULTS = Path(__file__).parent.parent / "bench" / "results" / "plan_probe_h100.json"
+SHAPES = {"0.6B": (1024, 3072, 28, 16), "1.7B": (2048, 6144, 28, 16), "4B": (2560, 9728, 36, 32)}
+"""Width, MLP, layers, query heads; 8 key heads of 128."""
+TOKENS = {"8K": 8192, "32K": 32768, "64K": 65536, "128K": 131072, "256K": 262144,
+          "8x8K": 65536, "64x1K": 65536, "2r16K": 16384}  # fmt: skip
+
+
+def qwen(width: int, mlp: int, layers: int, heads: int, keys: int = 8, head: int = 128, vocab: int = 151_936) -> Any:
+    return Qwen3Config(
+        hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=keys, head_dim=head, vocab_size=vocab, tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+
+
+def sizes_of(shape: str) -> Sizes:
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(qwen(*SHAPES[shape]))
+    return Sizes.of(model, blocks_of(model))
+
+
+def test_sizes_are_read_off_a_model() -> None:
+    sizes = sizes_of("0.6B")
+    assert (sizes.layers, sizes.width, sizes.heads, sizes.key_heads, sizes.head, sizes.mlp) == (
+        28,
+        1024,
+        16,
+        8,
+        128,
+        3072,
+    )
+    assert sizes.tied and sizes.head_norms and sizes.gated
+    # q 2048, k and v 1024, o 2048, three of the MLP, two norms of the width, two of a head
+    assert sizes.block == 1024 * (2048 + 2 * 1024 + 2048 + 3 * 3072 + 2) + 2 * 128
+    assert sizes.rest == 1024 and sizes.parameters == 28 * sizes.block + 1024 + 151_936 * 1024
+
+
+def test_bytes_that_a_compiled_block_keeps_of_a_token() -> None:
+    """Two bytes a value: input 1024; attention's result 2048 and 16 sums of four bytes; products q 2048, k 1024,
+    v 1024, o 1024, gate and up 6144."""
+    kept = block_bytes(sizes_of("0.6B"), Compute(2, compiled=True)).kept
+    assert kept["full"] == 2 * 1024
+    assert kept["attention"] == kept["full"] + 2 * 2048 + 16 * 4
+    assert kept["matmul"] == kept["attention"] + 2 * (2048 + 1024 + 1024 + 1024 + 6144)
+    assert kept["offload"] == 0
+
+
+def test_state_of_adamw_with_float32_weights_and_its_shards() -> None:
+    sizes = sizes_of("0.6B")
+    alone = state_of(sizes, Training(2, 4))
+    n = sizes.parameters
+    assert (alone.weights, alone.optimizer, alone.gradients) == (6 * n, 8 * n, 4 * n)
+    cut = state_of(sizes, Training(2, 4, parallel=True, shards=8, rounds=1))
+    assert (cut.weights, cut.optimizer, cut.gradients) == (-(-4 * n // 8), -(-8 * n // 8), -(-4 * n // 8))
+    assert cut.gathered >= 2 * sizes.root and cut.summed == 0
+    assert adapter_parameters(sizes, 16) == 28 * 16 * (3072 + 2 * 2048 + 3072 + 3 * 4096)
+
+
+def test_more_room_keeps_more_and_the_later_blocks_first() -> None:
+    sizes, compute, row = sizes_of("0.6B"), Compute(2, compiled=True), Row(65536, 65536)
+    needs = {p: peak_of(sizes, compute, row, [p] * 28).total for p in LADDER}
+    assert needs["none"] > needs["matmul"] > needs["attention"] > needs["full"]
+    assert choose(sizes, compute, row, needs["none"]) == ["none"] * 28
+    assert choose(sizes, compute, row, needs["none"] - 1) == ["matmul", *["none"] * 27]
+    assert choose(sizes, compute, row, 0) == ["full"] * 28
+    between = choose(sizes, compute, row, (needs["attention"] + needs["matmul"]) // 2)
+    assert set(between) == {"attention", "matmul"} and between == sorted(between)
+
+
+@pytest.mark.parametrize("case", [c["case"] for c in jsonl.read_json(RESULTS)["cases"]])
+def test_the_prediction_is_within_ten_percent_of_what_an_h100_took(case: str) -> None:
+    measured = next(c for c in jsonl.read_json(RESULTS)["cases"] if c["case"] == case)
+    shape, length, words = case.split(":")
+    options = words.split("+")
+    sizes, lora = sizes_of(shape), "lora" in options
+    counts = measured["policies"]  # blocks that keep less come first
+    policies = [p for p in ("offload", *reversed(LADDER)) for _ in range(counts.get(p, 0))]
+    compiled = "eager" not in options and "offload" not in options
+    compute = Compute(2, compiled, rank=16 if lora else 0)
+    adapters = adapter_parameters(sizes, 16) if lora else 0
+    rounds = 2 if length == "2r16K" else 1
+    training = Training(2, 2 if "bf16" in options else 4, adapters=adapters, rounds=rounds)
+    row = row_of(sizes, training, TOKENS[length], known="rl" not in options)
+    predicted = forecast(sizes, compute, training, row, policies).total
+    assert predicted == pytest.approx(measured["allocated"], rel=0.10)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    Qwen3ForCausalLM(qwen(64, 192, 3, 8, 4, 16, 96)).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("policy", "reinforced", "lora"),
+    [("none", False, False), ("none", True, False), ("matmul", False, False), ("attention", False, False),
+     ("full", True, False), ("offload", False, False), ("attention", False, True)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
+def test_the_prediction_is_near_the_tensors_counted_on_a_cpu(
+    small: Path, policy: Any, reinforced: bool, lora: bool
+) -> None:
+    model = Model(path=str(small), dtype="bfloat16", recompute=policy, compile="off", device="cpu")
+    found = probe(small, model, [[256]], reinforced=reinforced, lora=Lora(rank=16) if lora else None)
+    assert found.policies == {policy: 3}
+    assert abs(found.error) < 0.10, f"{found.forecast.total} predicted, {found.allocated} counted"
