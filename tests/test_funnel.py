@@ -117,11 +117,11 @@ def test_a_chain_of_near_duplicates_is_measured_against_the_row_that_was_kept(tm
         item = list(chain[-1])
         item[step * 5 :: 40] = ["changed"] * len(item[step * 5 :: 40])
         chain.append(item)
-    # each changes 5 more words: against the first 5, 10, 15, 20, 25 of 200; at most 66 of 198 three-grams may be others
-    # for (198 - x) / (198 + x) >= 0.5
+    # each changes 5 more of 200 words: 15 k of 198 three-grams are others after k steps, (198 - 15 k) / (198 + 15 k) is
+    # 0.53 after four and 0.45 after five, although the fifth is at 0.86 of the fourth
     found = run(tmp_path, [row(" ".join(item), f"q{n}") for n, item in enumerate(chain)], near_duplicates=0.5)
-    assert found["texts"] == [" ".join(chain[0]), " ".join(chain[5])] or found["texts"] == [" ".join(chain[0])]
-    assert found["by"]["near_duplicate"] in (4, 5)
+    assert found["texts"] == [" ".join(chain[0]), " ".join(chain[5])]
+    assert found["by"] == {"near_duplicate": 4}
 
 
 def test_the_same_words_about_other_numbers_are_another_problem() -> None:

@@ -35,7 +35,7 @@ def process(
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if patient.device == "cpu":
         torch.set_num_threads(1)
     found = findings(name, place, patient)

@@ -3,7 +3,7 @@
 Legend: B completions side by side, P longest prompt, C columns of the cache, V vocabulary.
 
 Prompts are left-padded into one batch and decoded together over a preallocated cache; finished rows leave it whenever
-they are a quarter of it. Each row draws from a random stream of its own (seed, position), so a completion does not
+they are a tenth of it. Each row draws from a random stream of its own (seed, position), so a completion does not
 depend on what is sampled beside it.
 """
 
@@ -118,7 +118,7 @@ class TransformersEngine:
             alive = int((~done).sum())
             if alive == 0:
                 return
-            if alive <= 0.75 * len(active):
+            if alive <= 0.9 * len(active):
                 keep = torch.from_numpy(np.flatnonzero(~done)).to(self.device)
                 cache.keep(keep)
                 visible_BC, positions_B = visible_BC[keep], positions_B[keep]

@@ -186,6 +186,8 @@ def _compiled(sizes: Sizes, compute: Compute) -> BlockBytes:
     # of the MLP: gradients of its result, of the product's input, of the first products
     mlp = {"none": D + M + up, "matmul": 2 * D + 2 * M + up, "attention": 3 * D + 2 * M + 2 * up}
     forward = D + w.pre_q + w.pre_k + 2 * Q + 2 * inside  # attention, computed again before the MLP
+    if compute.rank:  # beside each product that of its adapter, and their gradients apart
+        mlp = {"none": mlp["none"] + 2 * up, "matmul": mlp["matmul"] + 2 * up, "attention": mlp["attention"] + 3 * up}
     mlp["full"] = mlp["attention"] + forward
     # of attention: gradients of its result and inputs, of which query's and key's are copied; `sums` are the kernel's
     gradients = 3 * D + 3 * Q + 3 * inside + 2 * (Q + inside) * shared

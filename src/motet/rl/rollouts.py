@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from motet.base import jsonl
+from motet.base.beside import Beside
 from motet.base.recipe import Sampling
 from motet.base.records import (
     Completion,
@@ -38,10 +39,15 @@ class Sampler:
     oldest: int | None = None
     """Finished files of versions from this one on are read back too; unset, those of the weights in use alone."""
 
+    behind = False
+    """Whether `groups` returns while its file is still being finished, which `settle` and the next call wait for. The
+    journal holds everything until then."""
+
     def __init__(self, engine: Engine, chat: ChatFormat, pool: Pool) -> None:
         self.engine = engine
         self.chat = chat
         self.pool = pool
+        self._finishing: Beside[None] | None = None
 
     def groups(
         self,
@@ -59,6 +65,7 @@ class Sampler:
         goes on from there, and a finished one with the same version of the weights is read back. An engine that works
         in waves samples an unfinished one again whole; what the journal has of it stands.
         """
+        self.settle()
         journal_path = file.with_suffix(".part.jsonl")
         version = self.engine.version
         if isinstance(self.engine, Recorded):
@@ -88,9 +95,16 @@ class Sampler:
                 raise
         rollouts = [done[place] for place in places]
         groups = [Group(problem, tuple(rollouts[p * n : (p + 1) * n])) for p, problem in enumerate(problems)]
-        jsonl.write(file, (encode(group) for group in groups))
-        journal_path.unlink()
+        self._finishing = Beside(lambda: _finish(file, groups, journal_path), "finish-rollouts")
+        if not self.behind:
+            self.settle()
         return groups
+
+    def settle(self) -> None:
+        """Until the file of the last call is whole on disk. Raises what went wrong, a full disk, say."""
+        finishing, self._finishing = self._finishing, None
+        if finishing is not None:
+            finishing.result()
 
     def _sample(
         self,
@@ -137,6 +151,11 @@ class Sampler:
     def _item(self, problem: Problem, completion: Completion) -> Item:
         chat = self.chat.config
         return Item(problem, completion.text, completion.stop, chat.think, chat.open_think)
+
+
+def _finish(file: Path, groups: Sequence[Group], journal: Path) -> None:
+    jsonl.write(file, (encode(group) for group in groups))
+    journal.unlink()
 
 
 def _read_back(file: Path, versions: range) -> list[Group] | None:

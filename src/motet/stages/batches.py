@@ -5,7 +5,7 @@
         groups, metrics = batches.take(step, time)   # sampled now, or waited for
         batches.begin(step + 1)                      # with overlap: in a thread, by the weights that the engine has
         ...                                          # the learner steps
-        batches.wait()                               # the engine is free: it may take the new weights
+        batches.wait()                               # the engine is free, and may take the new weights
 
 So a batch is sampled by the weights from before the last update, never by older ones. The engine has weights of its
 own, and a batch is drawn only when the groups of the one before are known: what is drawn does not depend on who is
@@ -15,11 +15,9 @@ weights have moved on.
 
 from __future__ import annotations
 
-import threading
-import time as clock
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
+from motet.base.beside import Beside
 from motet.base.recipe import RlStage
 from motet.base.records import Group
 from motet.base.run import Timers
@@ -28,7 +26,6 @@ from motet.stages.context import Context
 from motet.stages.selection import Selection
 from motet.stages.shared import SharedSampler
 
-T = TypeVar("T")
 Sampled = tuple[list[Group], dict[str, float]]
 
 
@@ -40,7 +37,7 @@ class Batches:
         self._sampler = sampler
         self._own = sampler.own if isinstance(sampler, SharedSampler) else sampler
         """The sampler of the first process, None in others: the thread must call none of them."""
-        self._ahead: _Beside[Sampled] | None = None
+        self._ahead: Beside[Sampled] | None = None
         self._begun: int | None = None
         if resumed and config.overlap and self._own is not None:
             inner = config.algorithm.passes * config.algorithm.minibatches
@@ -49,7 +46,7 @@ class Batches:
     def take(self, step: int, time: Timers) -> Sampled:
         """The groups of step `step` (from 0), and figures of what was chosen."""
         if not self._config.overlap:
-            groups, metrics = self._selection.sample(self._sampler, step)
+            groups, metrics = self._sample(self._sampler, step)
             time.part("generate", "judge", self._sampler.judging)
             return groups, metrics
         if self._begun != step:
@@ -68,44 +65,27 @@ class Batches:
             return
         self._begun = step
         if own is not None:
-            self._ahead = _Beside(lambda: self._selection.sample(own, step), f"sample-{step + 1}")
+            self._ahead = Beside(lambda: self._sample(own, step), f"sample-{step + 1}")
 
     def wait(self) -> None:
-        """Until nothing is being sampled. What went wrong raises in `take`, in all processes."""
+        """Until nothing is being sampled, and what was sampled is whole on disk. What went wrong while sampling raises
+        in `take`, in all processes."""
         if self._ahead is not None:
             self._ahead.wait()
+        self._sampler.settle()
 
-
-class _Beside(Generic[T]):
-    """A call in a thread of its own, which does not keep the process alive."""
-
-    def __init__(self, call: Callable[[], T], name: str) -> None:
-        self.seconds = 0.0
-        self._call = call
-        self._outcome: list[T] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        self._thread.join()
-
-    def result(self) -> T:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._outcome[0]
-
-    def _run(self) -> None:
-        began = clock.perf_counter()
+    def _sample(self, sampler: Sampler, step: int) -> Sampled:
+        """The files are finished while the learner steps."""
+        if self._own is not None:
+            self._own.behind = True
         try:
-            self._outcome.append(self._call())
-        except BaseException as error:  # raised again in the thread that asks for the result
-            self._error = error
-        self.seconds = clock.perf_counter() - began
+            return self._selection.sample(sampler, step)
+        finally:
+            if self._own is not None:
+                self._own.behind = False
 
 
-def _result(ahead: _Beside[Sampled] | None) -> Sampled:
+def _result(ahead: Beside[Sampled] | None) -> Sampled:
     assert ahead is not None
     groups, metrics = ahead.result()
     return groups, {**metrics, "time/sample": round(ahead.seconds, 4)}

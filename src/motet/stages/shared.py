@@ -44,6 +44,10 @@ class SharedSampler(Sampler):
         self.judging += self.own.judging - before if self.own is not None else 0.0
         return groups
 
+    def settle(self) -> None:
+        own = self.own
+        self._world.first(lambda: own.settle() if own is not None else None)
+
 
 class SharedEngine:
     """The engine of the first process; the others help to gather the weights that it loads."""
