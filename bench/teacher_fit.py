@@ -43,7 +43,7 @@ PROBLEMS, READ, MOVES = 2200, 1500, 6
 LETTERS = "qwertyui"
 GLIB = "It is easy to see where the dial comes to rest, so here is the answer."
 STEPS = 90
-STATISTICS = ("fit", "rsr", "surprisal")
+STATISTICS = ("fit", "rsr", "surprisal", "answer")
 
 
 class Pair(NamedTuple):
@@ -132,15 +132,18 @@ def figures(report: dict[str, Any], better: str, other: str) -> dict[str, Any]:
                 "step_distance")  # fmt: skip
         rows[name] = {key: row["measures"][key] and round(row["measures"][key]["mean"], 4) for key in keys}
         rows[name] |= {"probe": row["probe"]["pass_at_1"]["mean"], "against_untouched": row["probe"]["student"]}
-    ranking = report["ranking"]
     return {
         "untouched": report["student"]["pass_at_1"]["mean"],
         "teachers": rows,
         "probe_difference": report["teachers"][better]["probe"]["others"][other],
         "fit_difference": report["teachers"][better]["fit_differences"][other],
-        "chosen": {key: ranking[key][0] for key in ("probe", *STATISTICS)},
+        "chosen": {"probe": report["ranking"]["probe"][0], **{key: lowest(rows, key) for key in STATISTICS}},
         "advice": report["advice"],
     }
+
+
+def lowest(rows: Mapping[str, dict[str, Any]], key: str) -> str:
+    return min(rows, key=lambda name: rows[name][key])
 
 
 def counted(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -218,7 +221,8 @@ def smollm2(models: Path) -> dict[str, Any]:
         "name=teacher-fit-smollm2", f"model.path={base}", "stages=['base']", "stage.sft-1.batch_size=12",
         "problems.school.count=1",
         f"problems.school.args.folder={json.dumps(str(models / 'packages'))}", "problems.letters.count=20",
-        "problems.wording.count=20", "evaluation.sets=[{problems='sums', count=24}]", "evaluation.samples=1",
+        "problems.wording.count=20", "evaluation.sets=[{problems='sums', count=48}]", "evaluation.samples=1",
+        "problems.sums.heldout=0.2",
         "evaluation.sampling.max_tokens=96", "problems.school.heldout=0.0",
     ]  # fmt: skip
     recipe = load(ROOT / "recipes" / "smollm2.toml", settings)
@@ -228,7 +232,7 @@ def smollm2(models: Path) -> dict[str, Any]:
     for style, write in styles.items():
         jsonl.write(data / f"{style}.jsonl", conversations(chosen, write))
     files = {style: data / f"{style}.jsonl" for style in styles}
-    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=8, own=0)
+    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=24, own=0)
     return {"seconds": round(time.perf_counter() - began, 1), "problems": report["problems"],
             "heldout": report["heldout"], **figures(report, "totals", "glib")}  # fmt: skip
 

@@ -54,6 +54,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if file.stem != "step-00003" or not left[0]:
             return found
         left[0] -= 1
+        self.settle()
         dead = Verdict("incorrect", 0.0)
         wrong = [replace(g, rollouts=tuple(replace(r, verdict=dead) for r in g.rollouts)) for g in found]
         jsonl.write(file, map(encode, wrong))

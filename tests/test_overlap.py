@@ -61,7 +61,7 @@ def batches_of(sample: Any, resumed: bool = False) -> Batches:
     config: Any = SimpleNamespace(overlap=True, steps=3, algorithm=algorithm)
     context: Any = SimpleNamespace(world=World())
     selection: Any = SimpleNamespace(sample=sample)
-    sampler: Any = SimpleNamespace(engine=SimpleNamespace(version=7), oldest=None)
+    sampler: Any = SimpleNamespace(engine=SimpleNamespace(version=7), oldest=None, settle=lambda: None)
     return Batches(selection, sampler, config, context, resumed)
 
 

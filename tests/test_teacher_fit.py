@@ -161,6 +161,12 @@ def test_a_measure_that_some_trace_lacks_is_left_out() -> None:
     assert teachers_results.measured(rows, [], seed=1)["t"]["answer"] is None
 
 
+def test_answers_are_compared_where_every_trace_has_a_reasoning() -> None:
+    rows = {name: [row(p, 1.0, 0.0, answer=nats) for p in "ab"] for name, nats in (("t", 3.0), ("u", 1.0), ("v", None))}
+    found = teachers_results.answer_differences(rows, seed=1)
+    assert found["t"] == {"u": {"mean": 2.0, "low": 2.0, "high": 2.0}} and found["v"] == {}
+
+
 # ---- advice
 
 
@@ -214,10 +220,13 @@ def test_too_few_problems_tell_nothing() -> None:
 def test_without_a_probe_the_fit_advises_and_says_what_it_does_not_know() -> None:
     def unprobed(fit: float, apart: tuple[float, float]) -> dict[str, Any]:
         other = {"mean": sum(apart) / 2, "low": apart[0], "high": apart[1]}
-        return {"measures": {"fit": {"mean": fit}}, "fit_differences": {"a": other}, "yield": {}}
+        return {"measures": {"fit": {"mean": fit}}, "fit_differences": {"a": other}, "answer_differences": {}}
 
     (line,) = teachers_results.advice({"a": unprobed(1.0, (0, 0)), "b": unprobed(2.0, (0.5, 1.5))})
     assert line.startswith("By fit a is to be tried first (1 below b") and "no probe was run" in line
+    doubted = {"a": {**unprobed(1.0, (0, 0)), "answer_differences": {"b": {"mean": 2.0, "low": 1.5, "high": 2.5}}}}
+    lines = teachers_results.advice({**doubted, "b": unprobed(2.0, (0.5, 1.5))})
+    assert lines[1].startswith("But the student expects the answer more after the reasoning of b than after a's")
     (line,) = teachers_results.advice({"a": unprobed(1.0, (0, 0)), "b": unprobed(1.1, (-0.1, 0.3))})
     assert line == "By fit no significant difference between a and b; no probe was run."
 

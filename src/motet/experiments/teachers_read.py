@@ -65,8 +65,8 @@ class Gathered(NamedTuple):
 
 def read(reading: Reading, context: Context, home: Path) -> dict[str, Any]:
     """{"problems": how many, "context": longest trace in tokens, "teachers": {name: {"source", "file", "yield",
-    "traces", "trace_tokens", "measures", "fit_differences", "rsr_differences"}}, "own": {"problems", "solved",
-    "traces", "measures"}, "examples"}."""
+    "traces", "trace_tokens", "measures", "fit_differences", "rsr_differences", "answer_differences"}},
+    "own": {"problems", "solved", "traces", "measures"}, "examples"}."""
     student = reading.student or context.base
     longest = min(reading.context, positions_of(student) or reading.context)
     gathered = {t.name: _gather(t, context, longest) for t in reading.teachers}
@@ -85,6 +85,7 @@ def read(reading: Reading, context: Context, home: Path) -> dict[str, Any]:
     seed = context.recipe.seed
     measured = results.measured(rows, mine, seed)
     differences = {key: results.fit_differences(rows, seed, key) for key in ("fit", "rsr")}
+    differences["answer"] = results.answer_differences(rows, seed)
     found: dict[str, Any] = {}
     for teacher in reading.teachers:
         name = teacher.name

@@ -62,6 +62,16 @@ def fit_differences(teachers: Mapping[str, Sequence[Row]], seed: int, key: str =
     }
 
 
+def answer_differences(teachers: Mapping[str, Sequence[Row]], seed: int) -> dict[str, dict[str, Any]]:
+    """{teacher: {other: {mean, low, high}}}: nats of the answer after the teacher's reasoning, less those after the
+    other's, on the same problems; nothing of a teacher some of whose traces have no reasoning."""
+    problems = sorted({row["problem"] for rows in teachers.values() for row in rows})
+    draws = _draws(len(problems), seed)
+    columns = {name: _column(rows, problems, "answer") for name, rows in teachers.items()}
+    found = {name: column for name, column in columns.items() if column is not None}
+    return {a: {b: _mean(found[a] - found[b], draws) for b in found if a in found and b != a} for a in teachers}
+
+
 def probed(student: Sequence[Tally], probes: Mapping[str, Sequence[Tally]], seed: int) -> dict[str, dict[str, Any]]:
     """{teacher: {"student": difference to the untouched student, "others": {other: difference to it}}}; a difference
     is {mean, low, high, n} of pass@1 (macro average over domains), paired by problem; None without common problems."""
@@ -99,7 +109,13 @@ def advice(teachers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return [f"By fit no significant difference between {best} and {_listed(ties)}; no probe was run."]
     apart = teachers[order[1]]["fit_differences"][best]
     text = f"{short(apart['mean'])} below {order[1]}, 95 % interval {short(apart['low'])} to {short(apart['high'])}"
-    return [f"By fit {best} is to be tried first ({text}); no probe was run, so whether it helps is not known."]
+    lines = [f"By fit {best} is to be tried first ({text}); no probe was run, so whether it helps is not known."]
+    expected = teachers[best]["answer_differences"]
+    against = [name for name, difference in expected.items() if _below(difference)]
+    if against:
+        lines.append(f"But the student expects the answer more after the reasoning of {_listed(against)} than after "
+                     f"{best}'s: the two signs disagree, so run the probe.")  # fmt: skip
+    return lines
 
 
 def _by_probe(teachers: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -154,7 +170,7 @@ def _told(difference: Mapping[str, Any] | None) -> int:
 
 
 def _below(difference: Mapping[str, Any]) -> bool:
-    """Of `fit_differences[other][best]`: the best one's ratio is lower than chance would have it."""
+    """Of differences[a][b]: b has less than chance would have it."""
     return bool(difference["low"] > 0)
 
 

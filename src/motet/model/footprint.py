@@ -265,8 +265,12 @@ class Row:
     head_trained: bool = True
     trained: int = 0
     """Parameters of a block that are trained."""
-    fresh: int = 0
+    fresh: float = 0.0
     """Bytes of a parameter's gradient, where this row is the first to allocate it; 0 where it is there already."""
+    passing: int = 0
+    """Bytes of weights gathered ahead, and of gradients on their way, in the backward pass of a block."""
+    reduced_at_end: int = 0
+    """The same for the gradients of what is in no block."""
 
 
 class Peak(NamedTuple):
@@ -283,6 +287,8 @@ class Peak(NamedTuple):
     """The head's buffers and gradients, and the hidden states around it."""
     gradients: int
     """Allocated by this row up to that moment."""
+    passing: int = 0
+    """On the way from and to other processes."""
 
 
 def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]) -> Peak:
@@ -299,11 +305,11 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     waits = e * weight if e < 4 else 4 * weight
     for index, policy in reversed(list(enumerate(policies))):
         own = block.working(policy, T) + e * row.trained
-        fresh = row.fresh * row.trained * (len(policies) - 1 - index)
-        found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh))
+        fresh = int(row.fresh * row.trained * (len(policies) - 1 - index))
+        found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh, row.passing))
     everything = row.trained * sizes.layers + (sizes.root if row.head_trained else 0)
-    found.append(Peak(0, "end", always, 0, 3 * waits, row.fresh * everything))
-    summed = [p._replace(total=p.kept + p.working + p.head + p.gradients) for p in found]
+    found.append(Peak(0, "end", always, 0, 3 * waits, int(row.fresh * everything), row.reduced_at_end))
+    summed = [p._replace(total=p.kept + p.working + p.head + p.gradients + p.passing) for p in found]
     return max(summed, key=lambda peak: peak.total)
 
 
@@ -356,17 +362,24 @@ class State:
     summed: int
     """Gradients of whole blocks that wait, in float32, for the step's last row to be reduced."""
     gathered: int
-    """Weights of blocks at work and of the root, gathered from the other processes."""
-    reduced: int
-    """Buffers of one block's gradients on their way."""
-
-    @property
-    def before_gradients(self) -> int:
-        return self.weights + self.optimizer + self.gathered + self.reduced
+    """Weights of the block at work and of the root, gathered from the other processes."""
+    passing: int
+    """In the backward pass besides: weights of the next block on their way here, gradients of the last on theirs."""
+    reduced_at_end: int
+    """Buffers of the root's gradients."""
 
     @property
     def total(self) -> int:
-        return self.before_gradients + self.gradients + self.summed
+        """When the optimizer steps."""
+        return self.weights + self.optimizer + self.gradients
+
+    def held(self, row: Row) -> int:
+        """When a row begins. Gradients that wait in whole become parts of `gradients` with the step's last row."""
+        return self.weights + self.optimizer + self.gathered + self.made(row)
+
+    def made(self, row: Row) -> int:
+        """Gradients, when a row begins."""
+        return 0 if row.fresh else self.summed or self.gradients
 
 
 def state_of(sizes: Sizes, training: Training) -> State:
@@ -377,20 +390,20 @@ def state_of(sizes: Sizes, training: Training) -> State:
     slots = training.slots * inside + 2 * (trained - inside)
     if not training.parallel:
         weights = frozen * (e if training.element != training.weights else w) + trained * (w + e * training.copies)
-        return State(weights, w * slots, w * trained, 0, 0, 0)
+        return State(weights, w * slots, w * trained, 0, 0, 0, 0)
     share = trained * sizes.block // sizes.parameters if not training.adapters else trained // sizes.layers
     root = sizes.root if not training.adapters else 0
-    blocks = 3 * sizes.block if training.reshard else sizes.layers * sizes.block
-    gathered = e * (sizes.root + blocks + training.adapters) + e * 2 * sizes.block // n
+    block = e * (sizes.block + training.adapters // sizes.layers)
+    ahead = block * (2 * n + 2) // n if training.reshard else 0  # all-gather's buffers, and the copy that it makes
     waiting = 4 * trained if training.reduce_once and training.rounds > 1 else 0
-    reduced = 2 * 4 * share + 4 * max(share, root) // n
     return State(
         weights=-(-(frozen + trained) * w // n),
         optimizer=-(-w * slots // n),
         gradients=-(-w * trained // n),
         summed=waiting,
-        gathered=gathered,
-        reduced=reduced,
+        gathered=e * sizes.root + block * (1 if training.reshard else sizes.layers),
+        passing=ahead + (2 * 4 * n + 4) * share // n,
+        reduced_at_end=(4 * n + 4) * root // n,
     )
 
 
@@ -400,31 +413,32 @@ class Forecast:
 
     state: State
     peak: Peak
-    fresh: bool
-    """The row itself allocates the gradients."""
+    row: Row
     others: int = 0
     """What else has its place on the device: an engine, a reference model."""
 
     @property
     def total(self) -> int:
         """The optimizer's moment has all gradients and no row; a row's moment those that were made before."""
-        before = self.state.before_gradients + self.state.summed + (0 if self.fresh else self.state.gradients)
-        return self.others + max(before + self.peak.total, self.state.total)
+        return self.others + max(self.state.held(self.row) + self.peak.total, self.state.total)
 
 
 def forecast(
     sizes: Sizes, compute: Compute, training: Training, row: Row, policies: Sequence[Policy], others: int = 0
 ) -> Forecast:
-    return Forecast(state_of(sizes, training), peak_of(sizes, compute, row, policies), row.fresh > 0, others)
+    return Forecast(state_of(sizes, training), peak_of(sizes, compute, row, policies), row, others)
 
 
 def row_of(sizes: Sizes, training: Training, tokens: int, known: bool, entropy_gradient: bool = False) -> Row:
     """A row of which this process holds `tokens`, all of them scored."""
+    state = state_of(sizes, training)
     return Row(
         tokens, tokens, known, entropy_gradient,
         head_trained=not training.adapters,
         trained=training.adapters // sizes.layers if training.adapters else sizes.block,
-        fresh=training.weights if training.rounds == 1 and not training.parallel else 0,
+        fresh=training.weights / training.shards if training.rounds == 1 else 0.0,
+        passing=state.passing,
+        reduced_at_end=state.reduced_at_end,
     )  # fmt: skip
 
 

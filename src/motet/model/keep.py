@@ -66,31 +66,32 @@ class Keeping:
         gradients, states = self.pending()
         allocated = torch.cuda.memory_allocated(self._device)
         free, total = torch.cuda.mem_get_info(self._device)
-        room = free + torch.cuda.memory_reserved(self._device) - int(MARGIN * total) - allocated
-        row = self.row(tokens, gradients)
-        policies = self.choose(row, self.agree(int((room - states - self._sharding()) / self.correction)))
+        room = free + torch.cuda.memory_reserved(self._device) - int(MARGIN * total) - allocated - states
+        row, waiting = self.row(tokens, gradients), self._waiting()
+        policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
-        predicted = peak_of(self.sizes, self._compute, row, policies).total + self._sharding()
+        predicted = peak_of(self.sizes, self._compute, row, policies).total + waiting
         self._expected = allocated, predicted, torch.cuda.max_memory_allocated(self._device)
         return policies
 
     def row(self, tokens: int, gradients: int = 0) -> Row:
         """`gradients`: bytes that it is the first to allocate."""
         whole = self._trained * self.sizes.layers + (self.sizes.root if self._head_trained else 0)
-        fresh = gradients // whole if whole and not self._spread.parallel else 0
-        return Row(tokens, tokens, head_trained=self._head_trained, trained=self._trained, fresh=fresh)
+        waiting = self._spread.parallel and self._spread.reduce_once and self._rounds > 1
+        state = state_of(self.sizes, self._spread)
+        return Row(
+            tokens, tokens, head_trained=self._head_trained, trained=self._trained,
+            fresh=gradients / whole if whole and not waiting else 0.0,
+            passing=state.passing, reduced_at_end=state.reduced_at_end,
+        )  # fmt: skip
 
     def choose(self, row: Row, room: int) -> list[Policy]:
         return choose(self.sizes, self._compute, row, room)
 
-    def _sharding(self) -> int:
-        """Bytes yet to be allocated because the state is cut: the root and the first block are gathered by now."""
-        if not self._spread.parallel:
-            return 0
-        state = state_of(self.sizes, self._spread)
-        waiting = state.summed if self._first and self._rounds > 1 else 0
-        there = self._spread.element * (self.sizes.root + self.sizes.block)
-        return max(0, state.gathered - there) + state.reduced + waiting
+    def _waiting(self) -> int:
+        """Bytes yet to be allocated for whole gradients that wait for the step's last row. Gathered weights of the root
+        and of the first block are there by now."""
+        return state_of(self.sizes, self._spread).summed if self._first and self._rounds > 1 else 0
 
     def observe(self) -> None:
         """After a row's backward pass: where it set a new peak, that corrects the prediction."""

@@ -10,20 +10,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
-    """Inside `with Live() as live:`, `live.now` and `live.peak` are bytes of the storages that operations made."""
+    """Inside `with Live() as live:`, `live.peak` is the highest number of bytes in storages that operations made."""
 
     def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
         """`held`: tensors that are there already and count too."""
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for tensor in held:
             self._add(tensor)
+        self.peak = self.now()
+
+    def now(self) -> int:
+        """Asked of each storage anew: FSDP empties those of gathered weights and fills them again."""
+        alive = (reference() for reference in list(self._storages.values()))
+        return sum(storage.nbytes() for storage in alive if storage is not None)
 
     def __torch_dispatch__(
         self,
@@ -33,26 +39,14 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(out):
-            if tensor.untyped_storage()._cdata not in given:
-                self._add(tensor)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf)
+        self.peak = max(self.peak, self.now())
         return out
 
     def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
         key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, storage.nbytes())
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        if key not in self._storages:
+            self._storages[key] = weakref.ref(storage, lambda _: self._storages.pop(key, None))

@@ -138,8 +138,10 @@ def _need(need: Need) -> dict[str, Any]:
     state, peak = need.forecast.state, need.forecast.peak
     return {
         "mesh": list(need.setup.shape), "policies": need.policies, "total": need.total, "spare": need.spare,
-        "weights": state.weights, "gradients": state.gradients + state.summed, "optimizer": state.optimizer,
-        "gathered": state.gathered, "reduced": state.reduced, "kept": peak.kept, "working": peak.working,
+        "weights": state.weights, "optimizer": state.optimizer, "gradients": state.gradients,
+        "gradients_waiting": state.summed, "gathered": state.gathered, "passing": peak.passing,
+        "gradients_before_row": state.made(need.forecast.row), "gradients_of_row": peak.gradients,
+        "kept": peak.kept, "working": peak.working,
         "attention": need.attention, "exchanged": need.exchanged, "head": peak.head, "highest_at": peak.at,
         "reference": need.reference, "host_saving": need.host.saving, "host_offloaded": need.host.offloaded,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from motet.base.recipe import Machine, Recipe
 from motet.model import footprint
 from motet.model.blocks import is_compiled
-from motet.model.footprint import LADDER, MARGIN, Compute, Forecast, Peak, Row, Sizes, Training, row_of
+from motet.model.footprint import LADDER, MARGIN, Compute, Forecast, Row, Sizes, Training, row_of
 from motet.model.recompute import Policy
 from motet.plan.work import Share, Work, engine_share
 from motet.train.mesh import Shape, fitting, resolve
@@ -144,8 +144,7 @@ class Planner:
         if not self.on_gpu:
             return ["none"] * self.sizes.layers
         state = footprint.state_of(self.sizes, training)
-        held = state.before_gradients + state.summed + (0 if row.fresh else state.gradients)
-        room = int((self.usable - others - held) / self.corrections.get(work.name, 1.0))
+        room = int((self.usable - others - state.held(row)) / self.corrections.get(work.name, 1.0))
         return footprint.choose(self.sizes, compute, row, room)
 
     def host(self, setup: Setup, training: Training, tokens: int, policies: Sequence[Policy]) -> Host:
@@ -162,9 +161,10 @@ class Planner:
         factor = self.corrections.get(work.name)
         if factor is None:
             return found
-        _, at, kept, working, head, gradients = found.peak
-        kept, working, head = (int(factor * size) for size in (kept, working, head))
-        return replace(found, peak=Peak(kept + working + head + gradients, at, kept, working, head, gradients))
+        peak = found.peak
+        kept, working, head = (int(factor * size) for size in (peak.kept, peak.working, peak.head))
+        total = kept + working + head + peak.gradients + peak.passing
+        return replace(found, peak=peak._replace(total=total, kept=kept, working=working, head=head))
 
     def shapes(self) -> list[Shape]:
         """All meshes of this machine, those that share rows least first."""

@@ -54,22 +54,31 @@ def _stage(stage: StagePlan, plan: Plan) -> list[str]:
 
 
 def _parts(need: Need) -> list[str]:
+    """At the highest moment of a step: what lies there all along, what the row takes, what shares the GPU."""
     state, peak = need.forecast.state, need.forecast.peak
     where = {"head": "the head", "backward": "the backward pass of a block", "end": "the end of the backward pass"}
+    steps = state.total > state.held(need.forecast.row) + peak.total
     held = {
-        "weights": state.weights, "optimizer": state.optimizer, "gradients": state.gradients + state.summed,
-        "gathered weights": state.gathered, "gradients on their way": state.reduced,
+        "weights": state.weights, "optimizer": state.optimizer,
+        "gradients": state.gradients if steps else state.made(need.forecast.row),
+        "gathered weights": 0 if steps else state.gathered,
     }  # fmt: skip
-    row = {"kept by blocks": peak.kept, "a block at work": peak.working, "head and hidden states": peak.head}
+    row = {
+        "kept by blocks": peak.kept, "a block at work": peak.working, "head and hidden states": peak.head,
+        "gradients made": peak.gradients, "on the way": peak.passing,
+    }  # fmt: skip
     beside = {"engine": need.engine.size, "reference": need.reference}
     inside = {"attention's sums": need.attention, "all-to-alls": need.exchanged}
     within = ", ".join(f"{name} {_size(size)}" for name, size in inside.items() if size and peak.working)
-    return [
+    lines = [
         "  state     " + _listed(held),
-        f"  row       {_listed(row)}" + (f" (of which {within})" if within else ""),
+        f"  row       {_listed(row)}" + (f"\n            of which {within}" if within else ""),
         f"            highest at {where[peak.at]}" + (f"; beside it {_listed(beside)}" if any(beside.values()) else ""),
         f"  together  {_size(need.total)} GiB on the fullest GPU",
     ]
+    if steps:
+        lines.insert(3, "            the optimizer's step, without a row, is higher")
+    return lines
 
 
 def _listed(sizes: dict[str, int]) -> str:
