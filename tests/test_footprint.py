@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import mesh_worker
 from motet.base import jsonl
-from motet.base.recipe import Lora, Model
+from motet.base.recipe import Lora, Mesh, Model, Optimizer
 from motet.model.blocks import blocks_of
 from motet.model.footprint import (
     LADDER,
@@ -26,7 +28,12 @@ from motet.model.footprint import (
     row_of,
     state_of,
 )
-from motet.plan.probe import probe
+from motet.plan.live import Live
+from motet.plan.probe import probe, sample_rows
+from motet.plan.sizing import from_config
+from motet.train.learner import Learner
+from motet.train.losses import cross_entropy
+from motet.train.world import World
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results" / "plan_probe_h100.json"
 SHAPES = {"0.6B": (1024, 3072, 28, 16), "1.7B": (2048, 6144, 28, 16), "4B": (2560, 9728, 36, 32)}
@@ -135,3 +142,44 @@ def test_the_prediction_is_near_the_tensors_counted_on_a_cpu(
     found = probe(small, model, [[256]], reinforced=reinforced, lora=Lora(rank=16) if lora else None)
     assert found.policies == {policy: 3}
     assert abs(found.error) < 0.10, f"{found.forecast.total} predicted, {found.allocated} counted"
+
+
+Case = tuple[tuple[int, int, int], int, int, str, bool]
+"""Mesh, tokens of a row, rows of each process, policy, reduce_once."""
+MESHES: list[Case] = [
+    ((1, 2, 1), 64, 1, "full", True),
+    ((1, 2, 1), 64, 3, "full", True),
+    ((1, 2, 1), 64, 3, "full", False),
+    ((2, 1, 1), 64, 1, "full", True),
+    ((1, 1, 2), 512, 1, "attention", True),
+    ((1, 1, 2), 512, 1, "none", True),
+]
+
+
+def on_a_mesh(case: Case, world: World, folder: Path) -> tuple[int, int]:
+    """Bytes predicted and counted of the second step's tensors in this process."""
+    (replicate, shard, sp), tokens, rounds, policy, once = case
+    mesh = Mesh(dp_replicate=replicate, dp_shard=shard, sp=sp, reduce_once=once)
+    model = Model(path=str(folder / "m"), device="cpu", dtype="bfloat16", recompute=policy)  # type: ignore[arg-type]
+    own = Learner(folder / "m", model, Optimizer(learning_rate=1e-6), 10, mesh=mesh, world=world)
+    batches = sample_rows([[tokens]] * own.rows * rounds, 512, own.device)
+    for _ in range(2):
+        with Live([*own.model.parameters(), *own.model.buffers(), *own.state().values()]) as live:
+            own.accumulate(batches, cross_entropy)
+            own.update()
+    sizes = from_config(own.model.config)
+    training = Training(2, 4, parallel=True, shards=shard * sp, reduce_once=once, rounds=rounds)
+    compute = Compute(2, compiled=False, sp=sp, kernel=False, host=False)
+    row = row_of(sizes, training, tokens // sp, known=True)
+    return forecast(sizes, compute, training, row, [policy] * sizes.layers).total, live.peak  # type: ignore[list-item]
+
+
+def test_two_processes_take_no_more_than_predicted(tmp_path: Path) -> None:
+    """At most: on a CPU nothing overlaps, and one buffer of a block's gradients fewer is on its way."""
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(qwen(128, 384, 6, 8, 4, 16, 512)).save_pretrained(tmp_path / "m")
+    for case, everyone in zip(
+        MESHES, mesh_worker.run(2, [(2, partial(on_a_mesh, case)) for case in MESHES], tmp_path), strict=True
+    ):
+        for predicted, counted in everyone:
+            assert counted <= predicted <= 1.25 * counted, case
