@@ -232,7 +232,7 @@ def smollm2(models: Path) -> dict[str, Any]:
     for style, write in styles.items():
         jsonl.write(data / f"{style}.jsonl", conversations(chosen, write))
     files = {style: data / f"{style}.jsonl" for style in styles}
-    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=24, own=0)
+    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=12, own=0)
     return {"seconds": round(time.perf_counter() - began, 1), "problems": report["problems"],
             "heldout": report["heldout"], **figures(report, "totals", "glib")}  # fmt: skip
 

@@ -24,6 +24,7 @@ from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
 from motet.train.logprobs import score, score_plainly
 from motet.train.losses import cross_entropy
+from motet.train.mesh import Shape
 from motet.train.world import World
 
 LENGTHS = (46, 18, 8, 34, 6, 60, 4)
@@ -140,10 +141,15 @@ def spread(patient: Patient, world: World) -> Iterator[Finding]:
     replicate, shard, sp = patient.mesh
     own = patient.learner(world, Mesh(dp_replicate=replicate, dp_shard=shard, sp=sp))
     alone = torch.load(Path(patient.scratch) / "alone.pt", weights_only=True, map_location=own.device)
-    axes = {"dp_replicate": replicate, "dp_shard": shard, "sp": sp}
-    name = ", ".join(f"{axis} = {size}" for axis, size in axes.items() if size > 1)
+    name = called(patient.mesh)
     for (words, found), expected in zip(_steps(own), alone, strict=True):
         yield from compare(f"processes: {name} against one, {words}", Step(**expected), found, patient.dtype)
+
+
+def called(mesh: tuple[int, int, int]) -> str:
+    """ "sp = 2", or where several axes are longer than one "2 x 2 x 2"."""
+    axes = [f"{axis} = {size}" for axis, size in zip(Shape._fields, mesh, strict=True) if size > 1]
+    return axes[0] if len(axes) == 1 else " x ".join(map(str, mesh))
 
 
 def resume_killed(patient: Patient) -> Iterator[Finding]:

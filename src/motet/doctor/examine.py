@@ -23,7 +23,7 @@ from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Model
 from motet.doctor import worker
-from motet.doctor.checks import ALONE, Patient, divisor
+from motet.doctor.checks import ALONE, Patient, called, divisor
 from motet.doctor.finding import Finding, decode, not_run
 from motet.model.load import load_config
 from motet.plan.sizing import sizes_of
@@ -109,9 +109,7 @@ def _processes(case: Case, scratch: Path, meshes: list[tuple[Axes, str]], limit:
     alone = Patient(case.path, place or "cpu", case.dtype if place == "cuda" else "float32", (1, 1, 1), str(scratch))
     ready = ""
     for mesh, reason in meshes:
-        axes = dict(zip(("dp_replicate", "dp_shard", "sp"), mesh, strict=True))
-        name = ", ".join(f"{axis} = {size}" for axis, size in axes.items() if size > 1)
-        what, size = f"processes: {name} against one", mesh[0] * mesh[1] * mesh[2]
+        what, size = f"processes: {called(mesh)} against one", mesh[0] * mesh[1] * mesh[2]
         began = time.monotonic()
         reason = reason or _refused(case, mesh, size)
         if not reason and not ready:
