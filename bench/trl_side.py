@@ -56,6 +56,7 @@ RL_VARIANTS: dict[str, dict[str, Any]] = {
     "static_cache": {"gradient_accumulation_steps": 4, "cache_implementation": "static"},
     "continuous": {"gradient_accumulation_steps": 4, "use_transformers_continuous_batching": True},
 }
+CUDA = torch.cuda.is_available()
 CHECKED = 256
 """Rows whose tokens and masks are compared with motet's."""
 
@@ -92,8 +93,13 @@ def sft(recipe: Recipe, stage: str, data: Path, model: Path, out: Path, variant:
     return {"train": seconds, "stage": time.perf_counter() - began, **figures, **_machine()}
 
 
-def rl(recipe: Recipe, stage: str, data: Path, model: Path, out: Path, variant: str) -> dict[str, Any]:
-    """Trains on rows of {prompt, tokens, problem}: the problems of the first step, then those of the second, ..."""
+def rl(
+    recipe: Recipe, stage: str, data: Path, model: Path, out: Path, variant: str, rows_in_a_pass: int | None = None
+) -> dict[str, Any]:
+    """Trains on rows of {prompt, tokens, problem}: the problems of the first step, then those of the second, ...
+
+    On a GPU vLLM samples in this process, with motet's share of the memory and level of sleep, and a pass has
+    `rows_in_a_pass` rollouts; on a CPU the number of passes is the variant's."""
     began = time.perf_counter()
     config = recipe.stage[stage]
     assert isinstance(config, RlStage)
@@ -102,6 +108,8 @@ def rl(recipe: Recipe, stage: str, data: Path, model: Path, out: Path, variant: 
     algorithm, inner = config.algorithm, config.algorithm.minibatches * config.algorithm.passes
     minibatch = config.prompts_per_step * config.group_size // algorithm.minibatches
     common = {**_common(config.optimizer, recipe.seed), **RL_VARIANTS[variant]}
+    if CUDA:
+        common |= _with_vllm(recipe) | {"gradient_accumulation_steps": minibatch // (rows_in_a_pass or minibatch)}
     pieces = common["gradient_accumulation_steps"]
     with Pool(recipe.verification.workers, recipe.verification.deadline_seconds, recipe.verification.sandbox) as pool:
         judge = _Judge(ChatFormat(tokenizer, recipe.chat), pool, config.rewards.model_dump())
@@ -190,8 +198,8 @@ def _common(optimizer: Optimizer, seed: int) -> dict[str, Any]:
         "max_grad_norm": optimizer.max_grad_norm,
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": CUDA,
+        "use_cpu": not CUDA,
         "seed": seed,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -200,6 +208,16 @@ def _common(optimizer: Optimizer, seed: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
+    }
+
+
+def _with_vllm(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": recipe.engine.memory_share,
+        "vllm_max_model_length": recipe.engine.context,
+        "vllm_enable_sleep_mode": recipe.engine.sleep > 0,
     }
 
 

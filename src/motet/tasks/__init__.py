@@ -16,7 +16,7 @@ from typing import NamedTuple
 from motet.base.errors import UserError
 from motet.base.recipe import ProblemSet, nearest
 from motet.base.records import Problem, content_id, seed_of
-from motet.tasks import addition, files, gsm_symbolic, humaneval, reasoning_gym, wording
+from motet.tasks import addition, files, gsm_symbolic, humaneval, reasoning_gym, stories, wording
 
 Supply = Iterator[Problem | UserError]
 
@@ -37,6 +37,7 @@ TASKS: dict[str, Task] = {
     "addition": Task(addition.addition, "column addition, with worked solutions", endless=True),
     "wording": Task(wording.wording, "short texts under checkable constraints, with solutions", endless=True),
     "reasoning_gym": Task(reasoning_gym.procedural, "any generator of the package reasoning-gym", endless=True),
+    "stories": Task(stories.stories, "word problems of one to three sums, with worked solutions", endless=True),
     "gsm_symbolic": Task(gsm_symbolic.gsm_symbolic, "school mathematics from 100 templates, with worked solutions"),
     "humaneval": Task(humaneval.humaneval, "164 functions to write; evaluation only", evaluation_only=True),
 }
