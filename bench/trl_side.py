@@ -190,7 +190,8 @@ class _TimedGRPO(GRPOTrainer):
 
 
 def _load(model: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+    return policy.to("cuda" if CUDA else "cpu")
 
 
 def _common(optimizer: Optimizer, seed: int) -> dict[str, Any]:
