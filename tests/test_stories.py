@@ -9,6 +9,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import ProblemSet
 from motet.base.records import Problem
 from motet.tasks import load_problem_set, split_key, stories
+from motet.tasks.worked import TERSE
 from motet.verify.judge import check_problem
 
 
@@ -75,6 +76,13 @@ def test_a_template_is_on_one_side_of_the_split() -> None:
 def test_the_same_seed_tells_the_same_stories() -> None:
     assert [p.id for p in told(50)] == [p.id for p in told(50)]
     assert told(1)[0].id != next(stories.stories("school", 2)).id
+
+
+def test_the_share_that_is_terse_shows_no_sums() -> None:
+    problems = list(islice(stories.stories("school", 1, terse=0.5), 400))
+    without = [p for p in problems if p.metadata["solution"]["reasoning"] == TERSE]
+    assert 150 < len(without) < 250
+    assert all(p.metadata["solution"]["answer"] == f"\\boxed{{{p.reference}}}" for p in without)
 
 
 @pytest.mark.parametrize("arguments", [{"min_steps": 0}, {"min_steps": 3, "max_steps": 2}, {"largest": 9}])

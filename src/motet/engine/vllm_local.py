@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
@@ -113,6 +115,8 @@ class LocalVllm(Vllm):
         self._llm.sleep(level)
 
     def _rouse(self, *tags: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what torch keeps for the learner's next step, vLLM's allocator cannot map
         self._llm.wake_up(list(tags) or None)
 
 

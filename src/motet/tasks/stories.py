@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from motet.base.errors import UserError
 from motet.base.records import Problem, content_id, seed_of
+from motet.tasks.worked import TERSE
 
 INSTRUCTION = "Put the final number in \\boxed{}."
 NAMES = ("Nora", "Omar", "Lena", "Igor", "Mei", "Paul", "Zoe", "Amir", "Ruth", "Tom", "Ines", "Karl", "Yuki", "Ben")
@@ -64,10 +65,17 @@ COMPARED = (
 
 
 def stories(
-    source: str, seed: int, min_steps: int = 1, max_steps: int = 3, largest: int = 100, instruction: str = INSTRUCTION
+    source: str,
+    seed: int,
+    min_steps: int = 1,
+    max_steps: int = 3,
+    largest: int = 100,
+    instruction: str = INSTRUCTION,
+    terse: float = 0.0,
 ) -> Iterator[Problem]:
     """Endless; a story takes `min_steps` to `max_steps` sums, no result of which passes 10 x `largest`; numbers that
-    are told are at most `largest`. Raises UserError for steps or numbers that leave nothing to tell."""
+    are told are at most `largest`; a share `terse` of the worked solutions shows no sums. Raises UserError for steps or
+    numbers that leave nothing to tell."""
     if not 1 <= min_steps <= max_steps:
         raise UserError(f"stories: min_steps = {min_steps}, max_steps = {max_steps}: give 1 <= min_steps <= max_steps")
     if largest < 10:
@@ -77,6 +85,7 @@ def stories(
         told = _Story(stream, largest)
         if told.tell(stream.randint(min_steps, max_steps)):
             prompt = f"{' '.join(told.sentences)}\n{instruction}".strip()
+            reasoning = TERSE if seed_of("terse", prompt) < terse * 2**63 else "\n".join(told.sums)
             yield Problem(
                 id=f"{source}-{content_id(prompt)}",
                 messages=({"role": "user", "content": prompt},),
@@ -86,7 +95,7 @@ def stories(
                 source=source,
                 metadata={
                     "split_key": "stories/" + content_id(*told.template),
-                    "solution": {"reasoning": "\n".join(told.sums), "answer": f"\\boxed{{{told.value}}}"},
+                    "solution": {"reasoning": reasoning, "answer": f"\\boxed{{{told.value}}}"},
                 },
             )
 
