@@ -24,6 +24,8 @@ from typing import Any
 WORKER = Path(__file__).with_name("gpus_worker.py")
 START_SECONDS = 150.0
 """Longest until the processes of a group have met."""
+GRACE = 20.0
+"""Seconds after the deadline at which a case that is not done yet is ended."""
 LAST_LINES = 25
 Result = dict[str, Any]
 
@@ -68,11 +70,11 @@ def run(cases: Sequence[Case], options: Options, deadline: float, tell: Callable
 
 class _Group:
     def __init__(self, cases: Sequence[Case], options: Options, deadline: float) -> None:
-        self.cases, self.size = list(cases), cases[0].size
+        self.cases, self.size, self.end = list(cases), cases[0].size, deadline + GRACE
         self.folder = options.scratch / f"group-{time.monotonic_ns()}"
         self.folder.mkdir(parents=True)
         plan = {
-            "cases": [{"run": case.run, "settings": case.settings, "name": case.name} for case in cases],
+            "cases": [{"run": case.run, "settings": case.settings, "limit": case.limit} for case in cases],
             "cpu": options.cpu, "cap": options.cap, "timeout": options.timeout, "scratch": str(options.scratch),
             "folder": str(self.folder), "deadline": time.time() + deadline - time.monotonic(),
         }  # fmt: skip
@@ -101,7 +103,10 @@ class _Group:
                 while not file.exists() and self._well(began, wait + case.limit):
                     time.sleep(0.1)
                 if not file.exists():
-                    yield case, self._failure(time.monotonic() - began > wait + case.limit, case.limit)
+                    late = time.monotonic() - began > wait + case.limit or time.monotonic() > self.end
+                    known = self.folder / f"partial-{place}.json"
+                    partial = {"partial": json.loads(known.read_text())} if known.exists() else {}
+                    yield case, self._failure(late, min(case.limit, self.end - began)) | partial
                     return
                 yield case, json.loads(file.read_text())
                 began, wait = time.monotonic(), 0.0
@@ -110,7 +115,8 @@ class _Group:
 
     def _well(self, began: float, limit: float) -> bool:
         ended = [process.poll() for process in self.processes]
-        return all(status in (None, 0) for status in ended) and time.monotonic() - began <= limit
+        now = time.monotonic()
+        return all(status in (None, 0) for status in ended) and now - began <= limit and now <= self.end
 
     def _failure(self, late: bool, limit: float) -> Result:
         """The first that failed says why; the others are asked for their stacks, which the signal prints."""

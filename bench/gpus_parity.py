@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from gpus_place import ALONE, FORCED, Axes, Place
+from gpus_place import ALONE, Axes, Place, config_of
 from transformers import AutoModelForCausalLM
 
 from motet.base.recipe import Lora, Optimizer
@@ -36,16 +37,17 @@ def learner(place: Place, shape: str, axes: Axes, dtype: str, compiled: bool = F
 
 
 def make(place: Place, shape: str) -> None:
+    """Weights wide enough apart that a wrong mask, scale or shift is seen in every gradient."""
     folder = place.scratch / shape
-    if not (folder / "model.safetensors").exists():
-        torch.manual_seed(0)
-        config = AutoModelForCausalLM.from_pretrained
-        built = AutoModelForCausalLM.from_config(__import__("gpus_place").config_of(shape))
-        assert config is not None
-        for parameter in built.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, 0.0, 0.1)
-        built.save_pretrained(folder)
+    if (folder / "model.safetensors").exists():
+        return
+    torch.manual_seed(0)
+    build: Any = AutoModelForCausalLM.from_config
+    model = build(config_of(shape))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, 0.0, 0.1)
+    model.save_pretrained(folder)
 
 
 def alone(place: Place, shape: str, dtype: str, lora: bool = False) -> dict[str, Any]:
@@ -87,8 +89,9 @@ def save(place: Place, shape: str, axes: Sequence[int], dtype: str) -> dict[str,
     """Two steps, a checkpoint, and a third step while it is written."""
     own = learner(place, shape, tuple(axes), dtype)  # type: ignore[arg-type]
     train(own, shape, range(2))
-    checkpoints = Checkpoints(place.scratch / f"checkpoints-{dtype}", own)
-    place.world.first(lambda: [f.rename(f.with_suffix(f".{time.time_ns()}")) for f in place.scratch.glob(f"checkpoints-{dtype}")])
+    folder = place.scratch / f"checkpoints-{dtype}"
+    place.world.first(lambda: shutil.rmtree(folder, ignore_errors=True))
+    checkpoints = Checkpoints(folder, own)
     began = time.monotonic()
     checkpoints.save(2)
     asked = time.monotonic() - began
@@ -138,19 +141,13 @@ def weights(own: Learner) -> dict[str, torch.Tensor]:
 
 
 def contexts(place: Place) -> dict[str, Any]:
-    """Processes that hold memory of each GPU: more than one means that somebody is where he should not be."""
-    if place.cpu or place.world.size == 1:
+    """GiB of each GPU that are in no tensor: half a GiB more on the first one for each process that has a context there
+    besides its own."""
+    if place.cpu:
         return {}
-    import subprocess
-
-    asked = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader"]
-    lines = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
-    cards = [line.split(",")[0] for line in lines if line.strip()]
-    return {"most_processes_on_a_gpu": max((cards.count(card) for card in cards), default=0)}
+    free, total = torch.cuda.mem_get_info()
+    return {"gib_outside_the_allocator": place.world.gather((total - free - torch.cuda.memory_reserved()) / 2**30)}
 
 
 def judged(findings: Sequence[Finding]) -> dict[str, Any]:
     return {"findings": encode(findings), "ok": not any(finding.failed for finding in findings)}
-
-
-__all__ = ["FORCED", "alone", "hang", "load", "parity", "save"]

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, Qwen3Config
 
 from motet.base.recipe import Lora, Mesh, Model, Optimizer
@@ -30,9 +31,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     # recipes/motif-2-12.7b.toml, of Llama's kind: no norms of heads
     "12.7B": {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 40, "num_attention_heads": 48,
               "num_key_value_heads": 16, "head_dim": 128, "vocab_size": 219_520, "tie_word_embeddings": False},
-    # vocabulary and width are no multiples of the numbers of processes, query heads of 2, 3, 4, 6 and 8
-    "parity": {"hidden_size": 250, "intermediate_size": 386, "num_hidden_layers": 3, "num_attention_heads": 24,
+    # no number of processes divides the vocabulary; 2, 3, 4, 6 and 8 divide the query heads, and 2 the key heads
+    "parity": {"hidden_size": 256, "intermediate_size": 392, "num_hidden_layers": 3, "num_attention_heads": 24,
                "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1009, "tie_word_embeddings": True},
+    "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8,
+              "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 4096, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 50, "intermediate_size": 70, "num_hidden_layers": 2, "num_attention_heads": 24,
              "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 61, "tie_word_embeddings": True},
 }  # fmt: skip
@@ -54,7 +57,7 @@ class Place:
     """What is known of a case that goes on."""
 
     @property
-    def device(self) -> str:
+    def device(self) -> Literal["cpu", "cuda"]:
         return "cpu" if self.cpu else "cuda"
 
     @property
@@ -117,7 +120,7 @@ class Forced(Learner):
 class OnItsOwn(meshes.Mesh):
     def __init__(self, device: torch.device) -> None:
         self.shape, self.row, self.part = Shape(1, 1, 1), 0, 0
-        self.states = meshes.init_device_mesh(device.type, (1, 1), mesh_dim_names=("dp_replicate", "shard"))
+        self.states = init_device_mesh(device.type, (1, 1), mesh_dim_names=("dp_replicate", "shard"))
         assert dist.group.WORLD is not None
         self.sequence = SequenceGroup.of(dist.group.WORLD)
 

@@ -1,7 +1,6 @@
 """Predicted against measured peak memory of training steps, and the longest step of one device.
 
     python bench/plan_probe.py                       # all cases, then one step of 256K tokens with real attention
-    python bench/plan_probe.py --longest             # how long a row fits, attention stubbed, blocks offloaded
     python bench/plan_probe.py --case 0.6B:64K:auto  # SHAPE:ROW:WORDS, again for more
     python bench/plan_probe.py --tiny                # the same cases in miniature, on a CPU in seconds
 
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from motet.base.recipe import Lora, Model
 from motet.model import kernels, packed
@@ -53,6 +53,7 @@ CASES = (
     "0.6B:64K:full", "0.6B:64K:auto", "0.6B:8x8K:auto", "0.6B:64x1K:attention", "0.6B:64K:offload",
     "0.6B:64K:attention+lora", "0.6B:32K:auto+rl", "1.7B:8K:matmul+rl", "1.7B:32K:auto", "1.7B:64K:attention",
     "1.7B:64K:full+rl", "0.6B:128K:auto", "4B:32K:full+bf16", "0.6B:256K:auto",
+    "0.6B:256K:offload",
 )  # fmt: skip
 STUB = "stub"
 TINY_TOKENS = 64
@@ -62,14 +63,13 @@ TINY_TOKENS = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="SHAPE:ROW:WORDS; again for more")
-    parser.add_argument("--longest", action="append", nargs="?", const="0.6B", metavar="SHAPE", help="longest step")
     parser.add_argument("--budget", type=float, default=540, help="seconds; no case begins after them")
     parser.add_argument("--tiny", action="store_true", help="miniatures on a CPU")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plan_probe.json")
     arguments = parser.parse_args()
     began = time.monotonic()
-    report: dict[str, Any] = {"machine": machine(), "cases": [], "longest": []}
-    cases = arguments.case or ([] if arguments.longest else CASES)
+    report: dict[str, Any] = {"machine": machine(), "cases": []}
+    cases = arguments.case or CASES
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         for name in cases:
@@ -78,10 +78,6 @@ def main() -> None:
                 continue
             report["cases"].append(case(name, Path(place), arguments.tiny))
             print(line(report["cases"][-1]), f"  (at {time.monotonic() - began:.0f} s)", flush=True)
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-        for shape in arguments.longest or ():
-            left = arguments.budget - (time.monotonic() - began)
-            report["longest"].append(longest(shape, Path(place), arguments.tiny, left))
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     table(report)
 
@@ -169,49 +165,6 @@ def table(report: dict[str, Any]) -> None:
             f"{len(done)} cases: largest error {100 * errors[-1]:.2f} %, median {100 * errors[len(errors) // 2]:.2f} %,"
             f" within 10 %: {sum(e <= 0.1 for e in errors)}; not run: {len(report['cases']) - len(done)}"
         )
-    for found in report["longest"]:
-        print(json.dumps(found))
-
-
-def longest(shape: str, place: Path, tiny: bool, budget: float) -> dict[str, Any]:
-    """The longest row whose step fits with attention stubbed: begins where the prediction puts it, then halves the
-    interval between what fitted and what did not, down to 2 %."""
-    began = time.monotonic()
-    folder = make(shape, place, tiny)
-    config = model_of(folder, "offload", eager=False, bf16=False)
-    registered = stub()
-    guess = predicted_longest(folder, config, tiny)
-    low, high, tokens, tried = 0, 0, guess, []
-    while (not high or high - low > 0.02 * high) and (not tried or time.monotonic() - began < budget):
-        step: dict[str, Any] = {"tokens": tokens}
-        try:
-            done = probe(folder, config, [[tokens]], short_first=True)
-            low, step = tokens, step | described(done)
-        except torch.OutOfMemoryError:
-            high, step = tokens, step | {"failed": "out of memory"}
-        free()
-        tried.append(step)
-        words = "out of memory" if "failed" in step else line(step | {"case": ""})
-        print(f"{shape}, {tokens} tokens: {words}", flush=True)
-        if tiny:
-            break
-        tokens = (low + high) // 2 if low and high else int(tokens * (0.85 if high else 1.15))
-        tokens -= tokens % 1024
-    registered()
-    return {"longest": shape, "tokens": low, "out_of_memory_at": high, "predicted": guess, "tried": tried}
-
-
-def predicted_longest(folder: Path, config: Model, tiny: bool) -> int:
-    if tiny:
-        return 512
-    sizes = sizes_of(folder)
-    compute, training = Compute(2, False, kernel=False), Training(2, 4, rounds=1)
-    room = 0.97 * torch.cuda.get_device_properties(0).total_memory
-    tokens = 1024
-    policies: list[Policy] = ["offload"] * sizes.layers
-    while forecast(sizes, compute, training, row_of(sizes, training, tokens, True), policies).total < room:
-        tokens += 1024
-    return tokens
 
 
 class Stub:
@@ -229,8 +182,14 @@ def stub() -> Any:
     """Runs it in place of the fastest kernel; returns what puts things back."""
     packed.KERNELS[STUB] = Stub()
     before = packed.fastest
-    packed.fastest = lambda device: STUB
+    packed.fastest = lambda device, width=128: STUB
     return lambda: setattr(packed, "fastest", before)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One that only has to exist."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def model_of(folder: Path, recompute: str, eager: bool, bf16: bool) -> Model:
@@ -264,7 +223,7 @@ def free() -> None:
 
 
 def machine() -> dict[str, Any]:
-    names = ("torch", "transformers", "triton", "flash-attn-4")
+    names = ("torch", "transformers", "triton", "flash-attn-4", "trl", "liger-kernel", "accelerate")
     versions = {}
     for name in names:
         try:

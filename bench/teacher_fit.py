@@ -1,7 +1,7 @@
 """Does the fit choose the teacher that the probe chooses? `motet experiment teachers` on pairs whose answer is clear.
 
     .venv/bin/python bench/teacher_fit.py                    # ten seeds of each pair on a tiny model
-    .venv/bin/python bench/teacher_fit.py --smollm2 models   # SmolLM2-135M-Instruct, after `make models`
+    .venv/bin/python bench/teacher_fit.py --smollm2 models [--device cuda]   # SmolLM2-135M-Instruct (`make models`)
 
 Both add to bench/results/teacher_fit.json. A problem is a dial with eight positions, "5 + ~ - + + ~ ?": from 5 one up,
 mirrored, one down, ...; where does it end? All traces are correct.
@@ -67,12 +67,15 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(1, 11)))
     parser.add_argument("--smollm2", type=Path, metavar="MODELS", help="folder that `make models` filled")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of --smollm2 [cpu]")
+    parser.add_argument("--dry", action="store_true", help="of --smollm2: whether it runs at all, in a minute")
+    parser.add_argument("--threads", type=int, default=2, help="of --smollm2, for the record [2]")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     out, models = options.out.resolve(), options.smollm2 and options.smollm2.resolve()
     os.chdir(ROOT)
     if models is not None:
-        kept(out, "smollm2", {"machine": machine(2), **smollm2(models)})
+        kept(out, "smollm2", {"machine": machine(options.threads), **smollm2(models, options.device, options.dry)})
         return
     for name in options.pairs:
         rows: dict[str, Any] = {}
@@ -212,29 +215,41 @@ def conversations(problems: Sequence[Problem], write: Style) -> list[dict[str, A
 # ---- a real model
 
 
-def smollm2(models: Path) -> dict[str, Any]:
-    """Two teachers of chains of sums, running totals and no steps, for the model as it was published."""
+def smollm2(models: Path, device: str, dry: bool) -> dict[str, Any]:
+    """Two teachers of chains of three or four one-digit sums, running totals and no steps, for the model as it was
+    published. On a CPU 64 problems are held out and a probe has 40 steps; on a GPU it is 240 and 60. `dry`: 4 and 1."""
     began = time.perf_counter()
+    large = device != "cpu"
+    held, steps = (4, 1) if dry else (240, 60) if large else (64, 40)
     data = RUNS / "teacher-fit-data" / "smollm2"
     base = json.dumps(str(models / "SmolLM2-135M-Instruct"))
     settings = [
-        "name=teacher-fit-smollm2", f"model.path={base}", "stages=['base']", "stage.sft-1.batch_size=12",
-        "problems.school.count=1",
+        f"name=teacher-fit-smollm2-{device}{'-dry' if dry else ''}", f"model.path={base}", f"model.device={device}",
+        "stages=['base']",
+        "stage.sft-1.batch_size=12", "problems.school.count=1", "problems.school.heldout=0.0",
         f"problems.school.args.folder={json.dumps(str(models / 'packages'))}", "problems.letters.count=20",
-        "problems.wording.count=20", "evaluation.sets=[{problems='sums', count=48}]", "evaluation.samples=1",
-        "problems.sums.heldout=0.2",
-        "evaluation.sampling.max_tokens=96", "problems.school.heldout=0.0",
+        "problems.wording.count=20", f"evaluation.sets=[{{problems='sums', count={held}}}]", "evaluation.samples=1",
+        "problems.sums.args={dataset='chain_sum', min_terms=3, max_terms=4, min_digits=1, max_digits=1}",
+        f"problems.sums.count={800 if large else 320}", "problems.sums.heldout=0.35",
+        "evaluation.sampling.max_tokens=96",
     ]  # fmt: skip
     recipe = load(ROOT / "recipes" / "smollm2.toml", settings)
-    chosen = load_problem_set("sums", recipe.problems["sums"], recipe.seed).train[:96]
+    chosen = load_problem_set("sums", recipe.problems["sums"], recipe.seed).train[: 8 if dry else 400 if large else 128]
     solved = {p.messages[-1]["content"]: p.metadata["solution"]["reasoning"] for p in chosen}
     styles: dict[str, Style] = {"totals": solved.__getitem__, "glib": lambda _: "It is easy to see what this comes to."}
     for style, write in styles.items():
         jsonl.write(data / f"{style}.jsonl", conversations(chosen, write))
     files = {style: data / f"{style}.jsonl" for style in styles}
-    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=12, own=0)
-    return {"seconds": round(time.perf_counter() - began, 1), "problems": report["problems"],
-            "heldout": report["heldout"], **figures(report, "totals", "glib")}  # fmt: skip
+    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=steps, own=0)
+    return {"seconds": round(time.perf_counter() - began, 1), "device": card(device), "steps": steps,
+            "problems": report["problems"], "heldout": report["heldout"],
+            **figures(report, "totals", "glib")}  # fmt: skip
+
+
+def card(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device != "cpu" else "cpu"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """Training speed of motet and its peers on one device: same model, same tokens, one process for each case.
 
     python bench/train_speed.py                          everything that is installed
+    python bench/train_speed.py --rows 64K --rows 8x8K --budget 540
     python bench/train_speed.py --case 0.6B:64K:motet --case 0.6B:64K:trl+selective
+    python bench/train_speed.py --profile 0.6B:64K:motet+attention
+    python bench/train_speed.py --case tiny:tiny:motet   on a CPU
 
 A case is SHAPE:ROW:SYSTEM. Shapes are Qwen3's with random weights. Rows: `64K` is one document of 65,536 tokens, `8x8K`
 eight of 8,192. Systems:
 
-    motet            the Learner as a recipe makes it: float32 weights and AdamW state, computing in bfloat16
-    motet+bf16       the same with weights and AdamW state in bfloat16, as all peers below have them
+    motet            the Learner as a recipe makes it: float32 weights and AdamW state, computing in bfloat16; what is
+                     recomputed it chooses by itself (auto)
+    motet+POLICY     auto, none, matmul, attention, full or offload in place of that
+    motet+bf16       weights and AdamW state in bfloat16, as all peers below have them
+    motet+nofa4      as if FlashAttention 4 were not installed
     hf               transformers with torch's AdamW; hf+liger with all of Liger's kernels
     trl              SFTTrainer with Liger's layers and its own fused head: +off, +selective, +full say what it
                      recomputes, +fa4 runs FlashAttention 4 in place of SDPA
@@ -16,6 +22,11 @@ A step is forward, backward, clipping and AdamW; loading data is outside it for 
 the device waited for at both ends, the first step left out; the median is reported.
 MFU = (6 N + 6 L d S) x tokens/s / 989 TFLOP/s: N parameters (embedding and head, one tensor, once), L layers, d heads x
 head width, S mean length of a token's document (causal attention is half of 12 L d S).
+The floor is what the step would take if it were nothing but attention, forward and backward, at the highest speed seen
+of any kernel on an H100 (7 L d x sum of squared lengths, at 499, 630, 646 TFLOP/s for one document of 8K, 32K, 64K, and
+554 for eight of 8K), and matrix products, forward and backward, at the highest seen of cuBLAS (6 N x tokens, at 798
+TFLOP/s), with nothing computed again. `left` is the rest of the step.
+`--profile` says what that rest is: the device's time in one more step, by kind of kernel and by kernel.
 """
 
 from __future__ import annotations
@@ -38,6 +49,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import profiles
+
 VOCABULARY, HEADS, KEY_HEADS, HEAD = 151_936, 16, 8, 128
 SHAPES = {"0.6B": (1024, 3072, 28), "1.7B": (2048, 6144, 28), "tiny": (64, 96, 2)}
 """Hidden width, MLP width, layers."""
@@ -47,13 +60,25 @@ ROWS = {
 }  # fmt: skip
 PEERS = ("trl+off", "trl+selective", "trl+full", "trl+fa4+off", "trl+fa4+full", "hf", "hf+liger")
 PEAK = 989e12
+MATMUL = 798e12
+ATTENTION = {8192: 499e12, 32768: 630e12, 65536: 646e12}
+PACKED = 554e12
 BACKGROUND = ("8K", "32K", "64K", "8x8K")
+CASES = {
+    "64K": ("motet", "trl+full", "trl+fa4+full", "trl+selective", "hf+liger", "motet+bf16", "motet+attention"),
+    "8x8K": ("motet", "trl+fa4+full", "motet+attention", "motet+nofa4"),
+    "8K": ("motet", "trl+full", "trl+off", "hf+liger", "motet+bf16"),
+    "32K": ("motet", "trl+full", "trl+fa4+full", "trl+selective", "hf+liger"),
+}
+"""By rows, motet and the peers that its figures are to be compared with."""
 Step = Callable[[], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="SHAPE:ROW:SYSTEM; again for more")
+    parser.add_argument("--rows", action="append", choices=list(CASES), help="of both shapes; again for more")
+    parser.add_argument("--profile", action="append", metavar="CASE", help="SHAPE:ROW:SYSTEM, profiled")
     parser.add_argument("--steps", type=int, help="timed steps; unset, 3 for rows of 64K and more, else 8")
     parser.add_argument("--limit", type=float, default=180, help="seconds for a case")
     parser.add_argument("--budget", type=float, default=3600, help="seconds for all; no case begins after them")
@@ -65,7 +90,9 @@ def main() -> None:
     if arguments.one:
         one(arguments.one, arguments.folder, arguments.turn, arguments.out, arguments.steps)
         return
-    cases = arguments.case or [f"{s}:{r}:{x}" for s in ("0.6B", "1.7B") for r in BACKGROUND for x in ("motet", *PEERS)]
+    cases = [f"{s}:{r}:{x}" for r in arguments.rows or () for s in ("0.6B", "1.7B") for x in CASES[r]]
+    cases += [*(arguments.case or []), *(f"{case}+profile" for case in arguments.profile or ())]
+    cases = cases or [f"{s}:{r}:{x}" for s in ("0.6B", "1.7B") for r in BACKGROUND for x in ("motet", *PEERS)]
     report = run(cases, arguments.steps, arguments.limit, arguments.budget, arguments.out)
     table(report["results"])
 
@@ -152,6 +179,7 @@ def line(result: dict[str, Any]) -> str:
     return (
         f"{start}{result['tokens_per_second'] / 1e3:8.2f}K tok/s {1e3 * result['seconds']:9.1f} ms  "
         f"MFU {100 * result['mfu']:5.1f} %  peak {result['peak_gib']:5.1f} GiB  "
+        f"floor {1e3 * result['floor']:.0f} ms, left {100 * (1 - result['floor'] / result['seconds']):.0f} %  "
         f"loss {result['losses'][0]:.4f} {result['losses'][-1]:.4f}  until measured {result['until_measured']:.0f} s  "
         f"{result['remark']}"
     )
@@ -162,7 +190,10 @@ def table(results: Sequence[dict[str, Any]]) -> None:
     speeds: dict[str, dict[str, float]] = {}
     for result in results:
         shape, row, system = result["case"].split(":")
-        if "failed" not in result:
+        if "profile" in result:
+            print(f"\n{result['case']}: one step, {1e3 * result['profile']['wall']:.1f} ms")
+            print(profiles.table(result["profile"]))
+        elif "failed" not in result:
             speeds.setdefault(f"{shape} {row}", {})[system] = result["tokens_per_second"]
     for where, found in speeds.items():
         for own in (system for system in found if system.startswith("motet")):
@@ -186,9 +217,8 @@ def one(case: str, folder: Path, turn: Path, out: Path, steps: int | None) -> No
     began = time.monotonic()
     count = steps or (3 if sum(lengths) >= 65536 else 8)
     seconds, losses, remark, first = _systems(system)(folder / shape, lengths, count, system)
-    out.write_text(
-        json.dumps({**figures(shape, lengths, seconds, losses), "until_measured": first - began, "remark": remark})
-    )
+    found = {**figures(shape, lengths, seconds, losses), "until_measured": first - began, "remark": remark}
+    out.write_text(json.dumps(found | ({"profile": profiles.last} if profiles.last else {})))
 
 
 def figures(shape: str, lengths: list[int], seconds: list[float], losses: list[float]) -> dict[str, Any]:
@@ -196,10 +226,9 @@ def figures(shape: str, lengths: list[int], seconds: list[float], losses: list[f
 
     hidden, mlp, layers = SHAPES[shape]
     tokens, median = sum(lengths), statistics.median(seconds)
-    block = hidden * HEAD * (2 * HEADS + 2 * KEY_HEADS) + 3 * hidden * mlp
-    parameters = VOCABULARY * hidden + layers * block
+    count = parameters(hidden, mlp, layers)
     mean = sum(n * n for n in lengths) / tokens
-    flop = (6 * parameters + 6 * layers * HEADS * HEAD * mean) * tokens
+    flop = (6 * count + 6 * layers * HEADS * HEAD * mean) * tokens
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -207,9 +236,23 @@ def figures(shape: str, lengths: list[int], seconds: list[float], losses: list[f
         "seconds": median,
         "all_seconds": seconds,
         "mfu": flop / median / PEAK,
+        "floor": floor(count, layers, lengths),
         "peak_gib": peak,
         "losses": losses,
     }
+
+
+def parameters(hidden: int, mlp: int, layers: int) -> int:
+    """In matrices; the embedding, which is the head, once."""
+    return VOCABULARY * hidden + layers * (hidden * HEAD * (2 * HEADS + 2 * KEY_HEADS) + 3 * hidden * mlp)
+
+
+def floor(weights: int, layers: int, lengths: Sequence[int]) -> float:
+    """Seconds of an H100. Example: 0.6B, one document of 64K: 2.67 of attention and 0.29 of products."""
+    longest = max(lengths)
+    speed = min((abs(known - longest), speed) for known, speed in ATTENTION.items())[1]
+    attention = 7 * layers * HEADS * HEAD * sum(n * n for n in lengths)
+    return attention / (PACKED if len(lengths) > 1 else speed) + 6 * weights * sum(lengths) / MATMUL
 
 
 def make(shape: str, folder: Path) -> None:
@@ -266,7 +309,7 @@ def _waited() -> float:
     return time.perf_counter()
 
 
-def _timed(step: Step, count: int) -> tuple[list[float], list[float], float]:
+def _timed(step: Step, count: int, profiled: bool = False) -> tuple[list[float], list[float], float]:
     losses = [step()]
     _waited()
     first = time.monotonic()
@@ -275,6 +318,10 @@ def _timed(step: Step, count: int) -> tuple[list[float], list[float], float]:
         start = _waited()
         losses.append(step())
         seconds.append(_waited() - start)
+    if profiled:
+        with profiles.recorded():
+            step()
+            _waited()
     return seconds, losses, first
 
 
@@ -283,13 +330,18 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
 
     from motet.base.recipe import Model, Optimizer
     from motet.data.pack import Sample, pack
-    from motet.model import kernels
+    from motet.model import kernels, packed
+    from motet.train import learner as made
+    from motet.train import policy
     from motet.train.learner import Learner
     from motet.train.losses import cross_entropy
 
     options: dict[str, Any] = {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"}
     for word in system.split("+")[1:]:
-        options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
+        if word == "nofa4":
+            packed.fastest = lambda device, width=128: "cudnn+varlen" if device.type == "cuda" else "plain"
+        elif word != "profile":
+            options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
     learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(learning_rate=1e-5), total_steps=100)
     samples = [Sample(tuple(tokens), (False, *[True] * (len(tokens) - 1))) for tokens in documents(lengths)]
     batches = pack(samples, sum(lengths), learner.device)
@@ -299,8 +351,14 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
         learner.update()
         return found["loss/nll"]
 
+    if "profile" in system:
+        policy.score = profiles.marked("head", policy.score)
+        made.norm_of = profiles.marked("optimizer", made.norm_of)
+        learner._optimizers.step = profiles.marked("optimizer", learner._optimizers.step)  # type: ignore[method-assign]
+        if learner._masters:
+            learner._masters.publish = profiles.marked("optimizer", learner._masters.publish)  # type: ignore[method-assign]
     earliest = step()  # its measured peak may change what is kept, and that is compiled then
-    seconds, losses, first = _timed(step, count)
+    seconds, losses, first = _timed(step, count, "profile" in system)
     losses.insert(0, earliest)
     kept = getattr(learner, "_keeping", None)
     words = "" if kept is None else f"{kept.words}, correction {kept.correction:.2f}"
@@ -330,7 +388,7 @@ def run_hf(folder: Path, lengths: list[int], count: int, system: str) -> tuple[l
         optimizer.zero_grad()
         return float(loss)
 
-    seconds, losses, first = _timed(step, count)
+    seconds, losses, first = _timed(step, count, "profile" in system)
     return seconds, losses, "SDPA, full recomputation", first
 
 
@@ -347,9 +405,12 @@ def run_trl(folder: Path, lengths: list[int], count: int, system: str) -> tuple[
         apply_liger_kernel_to_qwen3(cross_entropy=False, fused_linear_cross_entropy=False)
     kernel = "flash_attention_4" if fa4 else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=kernel)
-    rows = documents(lengths) * (count + 1)
+    profiled = "profile" in system
+    recorded = profiles.recorded()
+    total = count + 1 + profiled
+    rows = documents(lengths) * total
     arguments = SFTConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=len(lengths), max_steps=count + 1, max_length=None,
+        output_dir=str(folder / "trl"), per_device_train_batch_size=len(lengths), max_steps=total, max_length=None,
         padding_free=fa4 and len(lengths) > 1, gradient_checkpointing="off" not in system,
         gradient_checkpointing_kwargs={"selective": True} if "selective" in system else None,
         bf16=False, optim="adamw_torch_fused", learning_rate=1e-5, lr_scheduler_type="constant", max_grad_norm=1.0,
@@ -365,9 +426,13 @@ def run_trl(folder: Path, lengths: list[int], count: int, system: str) -> tuple[
             if len(starts) == 1:
                 firsts.append(time.monotonic())
             starts.append(_waited())
+            if profiled and len(starts) == total:
+                recorded.__enter__()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(_waited() - starts[-1])
+            if profiled and len(starts) == total:
+                recorded.__exit__(None, None, None)
 
     trainer = SFTTrainer(
         model, arguments, train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
@@ -375,7 +440,7 @@ def run_trl(folder: Path, lengths: list[int], count: int, system: str) -> tuple[
     )  # fmt: skip
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return seconds[1:], losses, kernel, firsts[0]
+    return seconds[1 : count + 1], losses, kernel, firsts[0]
 
 
 if __name__ == "__main__":

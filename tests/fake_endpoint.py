@@ -120,6 +120,13 @@ def reply_to(body: dict[str, Any], most_choices: int = 8) -> dict[str, Any]:
     choices = []
     for index in range(min(body.get("n", 1), most_choices)):
         digits = hashlib.sha256(f"{prompt} {seed} {index}".encode()).hexdigest()[:6]
+        if "VERDICT" in prompt:  # a judge, who says the same of one text whichever verdict is named first
+            asked = prompt.partition("QUESTION")[2].partition("End with")[0]
+            odd = int(hashlib.sha256(asked.encode()).hexdigest()[:6], 16) % 3 == 0
+            content = "VERDICT: FALSE it is not so" if odd else "VERDICT: SOUND"
+            choices.append({"index": index, "message": {"role": "assistant", "content": content},
+                            "finish_reason": "stop"})  # fmt: skip
+            continue
         number = prompt.split()[-1] if int(digits, 16) % 3 else "11"
         # letters that no other reply has, so that none is a duplicate of another
         message = {"role": "assistant", "content": f"\\boxed{{{number}}}", "reasoning_content": " ".join(digits)}

@@ -40,6 +40,14 @@ problems = [{ stage = "filter" }]
 """
 
 
+TEACHERS = {
+    "big": {"problems": 170, "traces": 680, "tokens": 90_000, "correct": 510, "kept": 408, "requests": 190,
+            "failures": {"status 429": 18, "timeout": 2}, "input_tokens": 20_400, "output_tokens": 91_800,
+            "cost": 1.5, "unsure": 0.132},
+    "own": {"problems": 86, "traces": 344, "tokens": 41_000, "correct": 300, "kept": 205},
+}  # fmt: skip
+
+
 def write_run(folder: Path, problems: int = 24, seed: int = 1, extra_text: str = "") -> Path:
     """A finished run; `extra_text` is put into prompts, completions, details and examples."""
     random_ = random.Random(seed)
@@ -60,6 +68,7 @@ def write_run(folder: Path, problems: int = 24, seed: int = 1, extra_text: str =
     for stage, rows in (("sft-1", 1800), ("sft-2", 613)):
         jsonl.write_json(folder / stage / "data.json", _data(rows))
     jsonl.write_json(folder / "synthesize" / "funnel.json", _funnel(extra_text))
+    jsonl.write_json(folder / "synthesize" / "teachers.json", TEACHERS)
     jsonl.write_json(folder / "filter" / "filter.json", _filter())
     for step in range(1, 25):
         groups = [_group("sft-2", domain, 100 + step, random_, extra_text, 8, step) for domain in DOMAINS]

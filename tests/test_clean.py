@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,31 @@ def test_open_rows_are_sieved_and_trained_on(tmp_path: Path) -> None:
     assert report["funnel"]["clean"]["kept"] == 4 and report["missing"] == []
     page = (run / "report.html").read_text()
     assert "8 rows read" in page and "leak_template" in page and "Compared with the evaluation questions" in page
+
+
+def test_the_page_of_a_run_has_every_rule_with_its_threshold_whether_it_is_on_its_count_and_three_examples(
+    tmp_path: Path,
+) -> None:
+    wrong = [{"messages": turns(f"What is 5 + {n}?", "?", rf"\boxed{{{n}}}"), "answer": f"{n + 5}"} for n in range(5)]
+    wordy = [{"messages": turns(f"Say {word}", "no", f"{word} (or not)<|im_end|>")} for word in ("a", "b", "c", "d")]
+    run = tmp_path / "run"
+    off = "stage.clean.rules.off=['leak_template', 'repetition']"
+    pipeline.run(recipe(tmp_path, [*GOOD, *wrong, *wordy], "stages=['clean']", off), run, console=False)
+    rules = jsonl.read_json(run / "clean" / "funnel.json")["rules"]
+    page = unescape((run / "report.html").read_text())
+    assert len(rules) == 26 and {rule["rule"] for rule in rules if rule["examples"]} == {"answer", "leak_template"}
+    for rule in rules:
+        row = page.partition(f"<th>{rule['rule']}</th>")[2].partition("</tr>")[0]
+        state, threshold, dropped, *_ = re.findall(r"<td[^>]*>(.*?)</td>", row)
+        count = str(rule["dropped"]) if rule["on"] else f"would: {rule['would_drop']}" if "would_drop" in rule else ""
+        assert (state, threshold, dropped) == ("on" if rule["on"] else "off", rule["threshold"], count)
+        shown = page.partition(f"by <b>{rule['rule']}</b>: {len(rule['examples'])} examples")[2].partition(
+            "</details>"
+        )[0]
+        assert shown.count('<p class="why">') == len(rule["examples"])
+        assert all(example["detail"] in shown and example["prompt"] in shown for example in rule["examples"])
+    counts = {rule["rule"]: (rule["dropped"], rule.get("would_drop"), len(rule["examples"])) for rule in rules}
+    assert counts["answer"] == (5, None, 3) and counts["leak_template"] == (0, 4, 3)
 
 
 def test_programs_of_open_rows_are_run_on_the_tests_that_come_with_them(tmp_path: Path) -> None:

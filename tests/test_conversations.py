@@ -11,6 +11,7 @@ from motet.base.recipe import SftSource
 from motet.base.records import Problem
 from motet.data.conversations import Conversation, conversations, placed_conversations, read_conversations, solutions
 from motet.tasks import ProblemSplit
+from motet.tasks.stored import stored
 
 USER = {"role": "user", "content": "12 + 7 = ?"}
 THOUGHT = {"role": "assistant", "content": "19", "reasoning_content": "2 + 7 = 9"}
@@ -128,7 +129,7 @@ def test_a_source_of_a_mixture_is_a_problem_set_a_stage_or_a_file(tmp_path: Path
     stage.mkdir()
     rows = [{"messages": [USER, {**THOUGHT, "content": text}], "problem_id": "p", "domain": "math"} for text in "ab"]
     (stage / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    split = ProblemSplit((problem("a", {"reasoning": "r", "answer": "19"}),), (), {})
+    split = ProblemSplit(stored([problem("a", {"reasoning": "r", "answer": "19"})]), stored([]), {})
 
     def both(source: SftSource) -> list[Conversation]:
         found = list(conversations(source, lambda name: split, tmp_path))
@@ -143,6 +144,6 @@ def test_a_source_of_a_mixture_is_a_problem_set_a_stage_or_a_file(tmp_path: Path
 
 
 def test_a_problem_set_without_any_worked_solution_is_refused_for_sft(tmp_path: Path) -> None:
-    split = ProblemSplit((problem("a", None),), (), {})
+    split = ProblemSplit(stored([problem("a", None)]), stored([]), {})
     with pytest.raises(UserError, match=r"problems\.sums: none of its problems has a worked solution"):
         list(conversations(SftSource(problems="sums"), lambda name: split, tmp_path))

@@ -14,7 +14,7 @@ from motet.base.errors import UserError
 from motet.base.load_recipe import built
 from motet.base.recipe import Recipe, SftStage
 from motet.experiments import curriculum
-from motet.experiments.curriculum_results import judge, spikes, verdict
+from motet.experiments.curriculum_results import MEANS, judge, means, over_seeds, spikes, verdict
 from motet.experiments.curriculum_view import advice, summary
 
 
@@ -52,7 +52,10 @@ def test_lengths_are_scaled_to_the_stages_context_or_by_a_factor() -> None:
 def test_an_arm_differs_from_another_in_the_lengths_of_its_phases_alone(rows: Path, model_folder: Path) -> None:
     given = recipe(rows, model_folder)
     ladder = [16, 32, 64]
-    stepped, jump, _ = [curriculum.variant(given, "sft", a, ladder, [], 500, 2) for a in curriculum.arms_of(ladder)]
+    start = curriculum.Start(str(model_folder), Path("run"))
+    stepped, jump, _ = [
+        curriculum.variant(given, "sft", a, ladder, start, 500, 2, 3) for a in curriculum.arms_of(ladder)
+    ]
     assert stepped.stages == ("phase-1", "phase-2", "phase-3") == jump.stages
     assert stepped.stage["phase-3"] == jump.stage["phase-3"] and stepped.stage["phase-1"] == jump.stage["phase-1"]
     own, other = stepped.stage["phase-2"], jump.stage["phase-2"]
@@ -63,7 +66,7 @@ def test_an_arm_differs_from_another_in_the_lengths_of_its_phases_alone(rows: Pa
     assert (own.steps, own.batch_tokens, own.context, own.heldout, own.probe_every) == (4, 500, 64, 0.15, 2)
     with pytest.raises(UserError, match="too few for 3 phases"):
         arm = curriculum.Arm("stepped", (16, 32, 64))
-        curriculum.variant(recipe(rows, model_folder, "stage.sft.steps=5"), "sft", arm, ladder, [], 500, 2)
+        curriculum.variant(recipe(rows, model_folder, "stage.sft.steps=5"), "sft", arm, ladder, start, 500, 2, 3)
 
 
 def test_the_arms_run_resume_and_report(rows: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_the_arms_run_resume_and_report(rows: Path, model_folder: Path, tmp_path
     assert max(map(len, text.splitlines())) <= 110 and "stepped: 16 to 32" in text
 
     done = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
-    shutil.rmtree(target / "jump" / "phase-3")
+    shutil.rmtree(target / "seed-3" / "jump" / "phase-3")
     again = curriculum.run(given, tmp_path, batch_tokens=500, probes=2, console=False)
     assert [p.parent.name for p in done if p.stat().st_mtime_ns != done[p]] == ["jump"]
     for one, other in zip(again["arms"], report["arms"], strict=True):
@@ -116,23 +119,100 @@ def test_a_recipe_with_several_sft_stages_asks_for_one(rows: Path, model_folder:
         curriculum.run(recipe(rows, model_folder), tmp_path, stage="other", console=False)
 
 
+def test_seeds_train_every_arm_again_on_other_draws_and_measure_it_on_the_same_conversations(
+    rows: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    given = recipe(rows, model_folder, "stage.sft.steps=4")
+    report = curriculum.run(given, tmp_path, lengths=[32, 64], scale=1, batch_tokens=300, probes=1, seeds=[3, 4],
+                            console=False)  # fmt: skip
+    target = tmp_path / "lengths" / "experiments" / "curriculum"
+    stepped, direct = report["arms"]
+    assert report["seeds"] == [3, 4] and len({*stepped["by_seed"], *direct["by_seed"]}) == 4
+    held = [{row["key"] for _, row in jsonl.read(target / f"seed-{seed}" / "direct" / "phase-2" / "heldout.jsonl")}
+            for seed in (3, 4)]  # fmt: skip
+    assert held[0] == held[1] and len(held[0]) > 6
+    each = [a - b for a, b in zip(stepped["by_seed"], direct["by_seed"], strict=True)]
+    assert stepped["differences"] == pytest.approx(each)
+    # Student's t with one degree of freedom: half of the gap x 12.706
+    mean, half = sum(each) / 2, 12.706 * abs(each[0] - each[1]) / 2
+    assert (stepped["difference"]["low"], stepped["difference"]["high"]) == pytest.approx((mean - half, mean + half))
+    one = curriculum.run(given, tmp_path, lengths=[32, 64], scale=1, batch_tokens=300, probes=1, console=False)
+    assert one["seeds"] == [3] and one["arms"][0]["by_seed"] == stepped["by_seed"][:1]
+    text = summary(report)
+    assert (
+        "means over the seeds 3, 4" in text and "stepped, against direct" in text and "95 % interval over seeds" in text
+    )
+    assert max(map(len, text.splitlines())) <= 110
+    with pytest.raises(UserError, match="give each seed once"):
+        curriculum.run(given, tmp_path, seeds=[3, 3], console=False)
+
+
+def test_the_arms_begin_with_the_weights_before_the_stage_and_read_the_rows_of_earlier_stages_as_files(
+    rows: Path, model_folder: Path
+) -> None:
+    first = {"kind": "sft", "context": 64, "steps": 1, "evaluate": False, "data": [{"path": str(rows)}]}
+    traces = {"kind": "clean", "data": [{"path": str(rows)}]}
+    given = recipe(rows, model_folder, "stage.sft.data=[{stage='clean', weight=2.0}]", "stages=['first','clean','sft']",
+                   f"stage.first={json.dumps(first).replace(': ', '=').replace('false', 'false')}",
+                   f"stage.clean={json.dumps(traces).replace(': ', '=')}")  # fmt: skip
+    start = curriculum._start(given, "sft", Path("/runs/lengths"))
+    own = curriculum.variant(given, "sft", curriculum.arms_of([32, 64])[0], [32, 64], start, 500, 2, 7)
+    assert own.model.path == "/runs/lengths/first/model" and own.seed == 7 and own.stages == ("phase-1", "phase-2")
+    phase = own.stage["phase-1"]
+    assert isinstance(phase, SftStage) and phase.init == "base"
+    assert [(source.path, source.weight) for source in phase.data] == [("/runs/lengths/clean/data.jsonl", 2.0)]
+
+
 # ---- what is made of the numbers
 
 
-def arm(name: str, *nats: float, count: int = 12) -> dict[str, Any]:
+MEASURED = {"points": [], "steps_up": [], "by_position": {}, "by_length": {}, "by_length_trained": {}, "spikes": 0,
+            "final": None, **dict.fromkeys(MEANS, 1.0)}  # fmt: skip
+
+
+def arm(name: str, *nats: float, count: int = 12) -> tuple[str, dict[str, Any]]:
     """`count` conversations whose loss is `nats` in turn."""
-    return {"name": name, "conversations": {str(i): nats[i % len(nats)] for i in range(count)}, "spikes": 0}
+    return name, {**MEASURED, "conversations": {str(i): nats[i % len(nats)] for i in range(count)}}
+
+
+def judged(*arms: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return judge([({"name": name}, [found]) for name, found in arms], 1)
+
+
+def test_over_seeds_the_interval_is_students_t_of_the_seeds_own_differences() -> None:
+    stepped = [arm("stepped", nats)[1] for nats in (1.0, 1.1, 1.2)]
+    direct = [arm("direct", nats)[1] for nats in (1.1, 1.3, 1.5)]
+    one, other = judge([({"name": "stepped"}, stepped), ({"name": "direct"}, direct)], 1)
+    # differences -0.1, -0.2, -0.3: standard deviation 0.1, t(2) = 4.303
+    half = 4.303 * 0.1 / 3**0.5
+    assert one["differences"] == pytest.approx([-0.1, -0.2, -0.3])
+    assert one["difference"] == pytest.approx(
+        {"mean": -0.2, "low": -0.2 - half, "high": -0.2 + half, "n": 12, "seeds": 3})  # fmt: skip
+    assert one["verdict"] == "no significant difference" and other["by_seed"] == pytest.approx([1.1, 1.3, 1.5])
+    assert over_seeds([1.0] * 20)["high"] == 1.0
+    # t with 19 degrees of freedom is 2.093; standard deviation of ten 0 and ten 1: sqrt(5 / 19)
+    assert over_seeds([0.0, 1.0] * 10)["high"] == pytest.approx(0.5 + 2.093 * (5 / 19) ** 0.5 / 20**0.5, abs=2e-3)
+
+
+def test_figures_of_several_seeds_are_means_and_a_point_without_a_measurement_has_none() -> None:
+    points = [
+        [{"phase": "phase-1", "tokens": 10 * s, "loss": 1.0 * s, "grad_norm": 2.0, "heldout": None}] for s in (1, 3)
+    ]
+    found = means([{**MEASURED, "points": p, "spikes": 2, "final": {"mean": m}, "by_length": {"8": m}}
+                   for p, m in zip(points, (0.5, 1.0), strict=True)])  # fmt: skip
+    assert found["points"] == [{"phase": "phase-1", "tokens": 20, "loss": 2.0, "grad_norm": 2.0, "heldout": None}]
+    assert (found["spikes"], found["final"], found["by_length"]) == (4, {"mean": 0.75}, {"8": 0.75})
 
 
 def test_arms_are_compared_conversation_by_conversation() -> None:
-    better, same, direct = judge([arm("stepped", 1.0, 2.0), arm("jump", 1.5, 2.1), arm("direct", 1.1, 2.5)], 1)
+    better, same, direct = judged(arm("stepped", 1.0, 2.0), arm("jump", 1.5, 2.1), arm("direct", 1.1, 2.5))
     assert better["difference"]["mean"] == pytest.approx(-0.3) and better["verdict"] == "better"
     assert same["difference"]["mean"] == pytest.approx(0.0) and same["verdict"] == "no significant difference"
     assert direct["difference"] is None and direct["heldout_mean"]["mean"] == pytest.approx(1.8)
-    (said, *_, spiked) = advice({"arms": [better, same, direct]})
+    (said, *_, spiked) = advice({"arms": [better, same, direct], "seeds": [1]})
     assert said.startswith("stepped against direct at equal tokens: better (-0.3000 nats a token on 12 conversations")
     assert spiked.endswith("stepped 0, jump 0, direct 0")
-    few, _ = judge([arm("stepped", 1.0, count=3), arm("direct", 2.0, count=3)], 1)
+    few, _ = judged(arm("stepped", 1.0, count=3), arm("direct", 2.0, count=3))
     assert few["verdict"] == "too few conversations" and verdict(None) == ""
 
 

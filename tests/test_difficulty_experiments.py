@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from motet.base.errors import UserError
 from motet.base.load_recipe import load
 from motet.base.recipe import FilterStage, RlStage
 from motet.cli import cli
-from motet.experiments import difficulty, filter_cost
+from motet.experiments import difficulty, filter_cost, side_by_side
 from motet.experiments.difficulty_view import summary as difficulty_summary
 from motet.experiments.filter_cost_results import break_even, crossing, judge
 from motet.experiments.filter_cost_view import advice, summary
+from motet.experiments.side_by_side import Task, run_beside
 
 RECIPE = """
 extends = "stable"
@@ -163,10 +165,25 @@ def test_the_arms_differ_in_how_they_choose_problems_alone(scripted: Path) -> No
         assert stage.problems[0].stage == ("filter" if arm == "filter" else None)
 
 
-def test_the_experiment_runs_resumes_and_counts_what_each_arm_spent(scripted: Path, tmp_path: Path) -> None:
-    arguments = ["experiment", "filter-cost", str(scripted), "--runs", str(tmp_path), "--probes", "2", "--seeds", "1,2"]
-    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout
-    target = tmp_path / "scripted" / "experiments" / "filter-cost"
+TARGET = Path("scripted", "experiments", "filter-cost")
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(folder of runs, what was printed)"""
+    runs = tmp_path_factory.mktemp("alone")
+    return runs, CliRunner().invoke(cli, arguments(scripted, runs), catch_exceptions=False).stdout
+
+
+def arguments(scripted: Path, runs: Path) -> list[str]:
+    return ["experiment", "filter-cost", str(scripted), "--runs", str(runs), "--probes", "2", "--seeds", "1,2"]
+
+
+def test_the_experiment_runs_resumes_and_counts_what_each_arm_spent(
+    scripted: Path, one_after_the_other: tuple[Path, str]
+) -> None:
+    runs, shown = one_after_the_other
+    target = runs / TARGET
     report = jsonl.read_json(target / "filter-cost.json")
     points = {name: arm["points"] for name, arm in report["arms"].items()}
     assert [p["step"] for p in points["neither"]] == [0, 1, 2]
@@ -183,8 +200,53 @@ def test_the_experiment_runs_resumes_and_counts_what_each_arm_spent(scripted: Pa
     page = (target / "filter-cost.html").read_text()
     assert page.count("<svg") == 3 and "<script" not in page
     before = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
-    assert len(before) == 8 and CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout == shown
+    assert (
+        len(before) == 8 and CliRunner().invoke(cli, arguments(scripted, runs), catch_exceptions=False).stdout == shown
+    )
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_arms_beside_each_other_end_as_one_after_the_other_and_are_not_done_again(
+    scripted: Path, one_after_the_other: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = filter_cost.run(load(scripted), tmp_path, scripted, probes=2, console=False, jobs=4)
+    place, other = (folder / TARGET / "seed-1" for folder in (tmp_path, one_after_the_other[0]))
+    assert sorted(path.name for path in place.iterdir()) == ["filter", "neither", "refill", "start"]
+    files = sorted(
+        path.relative_to(place) for path in place.rglob("*.jsonl") if path.parent.name in ("rollouts", "probes")
+    )
+    assert len(files) >= 12 and all((place / file).read_bytes() == (other / file).read_bytes() for file in files)
+    monkeypatch.setattr(side_by_side.subprocess, "Popen", lambda *_, **__: pytest.fail("all of it was done"))
+    again = filter_cost.run(load(scripted), tmp_path, scripted, probes=2, console=False, jobs=4)
+    assert again == report
+
+
+def test_a_run_that_fails_beside_others_ends_them_and_says_why(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"good": "echo $$ > {}.pid; exec sleep 100", "bad": "while [ ! -s {}/good.pid ]; do sleep 0.1; done; "
+             "echo the script is missing >&2; exit 2"}  # fmt: skip
+    places = {"good": tmp_path / "good", "bad": tmp_path}
+    monkeypatch.setattr(
+        side_by_side, "_command", lambda _, folder: ["sh", "-c", words[folder.name].format(places[folder.name])]
+    )
+    tasks = [Task(load(scripted), tmp_path / name) for name in ("good", "bad", "never")]
+    with pytest.raises(UserError, match=r"bad failed \(exit status 2\): the script is missing"):
+        run_beside(tasks, 2)
+    assert not (tmp_path / "never.json").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "good.pid").read_text()), 0)
+
+
+def test_a_recipe_that_cannot_run_ends_its_process_with_the_reason(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(side_by_side, "_end_with", lambda parent: None)
+    bad = load(scripted, ["engine.script='no-such-file.jsonl'"])
+    jsonl.write_json(tmp_path / "bad.json", bad.model_dump(mode="json"))
+    with pytest.raises(SystemExit, match="2"):
+        side_by_side.main(str(tmp_path / "bad.json"), str(tmp_path / "bad"), "1")
+    assert "no-such-file.jsonl" in capsys.readouterr().err
 
 
 def test_a_level_is_crossed_between_two_looks() -> None:

@@ -38,7 +38,7 @@ def test_two_processes_that_share_rows_are_the_same_as_one() -> None:
 
 def test_rows_head_and_recomputation_change_nothing(patient: checks.Patient) -> None:
     found = [f for check in (checks.rows, checks.head, checks.recompute) for f in check(patient)]
-    assert len(found) == 6 + 6 + 8 and {f.status for f in found} == {"ok"}
+    assert len(found) == 6 + 6 + 10 and {f.status for f in found} == {"ok"}
 
 
 def test_attention_that_sees_across_documents_is_found(

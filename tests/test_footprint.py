@@ -13,6 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import mesh_worker
 from motet.base import jsonl
 from motet.base.recipe import Lora, Mesh, Model, Optimizer
+from motet.model import footprint, offload, tiles
 from motet.model.blocks import blocks_of
 from motet.model.footprint import (
     LADDER,
@@ -31,6 +32,7 @@ from motet.model.footprint import (
 from motet.plan.live import Live
 from motet.plan.probe import probe, sample_rows
 from motet.plan.sizing import from_config
+from motet.train import logprobs
 from motet.train.learner import Learner
 from motet.train.losses import cross_entropy
 from motet.train.world import World
@@ -99,7 +101,8 @@ def test_more_room_keeps_more_and_the_later_blocks_first() -> None:
     assert needs["none"] > needs["matmul"] > needs["attention"] > needs["full"]
     assert choose(sizes, compute, row, needs["none"]) == ["none"] * 28
     assert choose(sizes, compute, row, needs["none"] - 1) == ["matmul", *["none"] * 27]
-    assert choose(sizes, compute, row, 0) == ["full"] * 28
+    assert "offload" not in choose(sizes, compute, row, needs["full"])
+    assert choose(sizes, compute, row, 0) == ["offload"] * 28
     between = choose(sizes, compute, row, (needs["attention"] + needs["matmul"]) // 2)
     assert set(between) == {"attention", "matmul"} and between == sorted(between)
 
@@ -141,6 +144,17 @@ def test_the_prediction_is_near_the_tensors_counted_on_a_cpu(
     model = Model(path=str(small), dtype="bfloat16", recompute=policy, compile="off", device="cpu")
     found = probe(small, model, [[256]], reinforced=reinforced, lora=Lora(rank=16) if lora else None)
     assert found.policies == {policy: 3}
+    assert abs(found.error) < 0.10, f"{found.forecast.total} predicted, {found.allocated} counted"
+
+
+def test_a_row_that_is_cut_into_tiles_is_predicted_too(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (footprint, offload, tiles):
+        monkeypatch.setattr(module, "TILE", 128)
+    for module in (footprint, logprobs):  # the head is not to be the highest
+        monkeypatch.setattr(module, "HEAD_ROWS" if module is footprint else "MOST", 128)
+    model = Model(path=str(small), dtype="bfloat16", recompute="offload", compile="off", device="cpu")
+    found = probe(small, model, [[2048]])
+    assert found.forecast.peak.at == "backward"
     assert abs(found.error) < 0.10, f"{found.forecast.total} predicted, {found.allocated} counted"
 
 

@@ -355,16 +355,6 @@ def test_two_complaints_drop_a_trace_and_a_split_opinion_does_not(tmp_path: Path
     assert told["self_agreement"]["mean"] == pytest.approx(2 / 3)
 
 
-def test_the_audit_is_counted_when_a_person_has_read_it(tmp_path: Path) -> None:
-    rows = [{"judge": "sound", "human": "sound"}] * 8 + [{"judge": "false", "human": "sound"}] * 2
-    file = tmp_path / "audit.jsonl"
-    jsonl.write(file, [*rows, {"judge": "sound", "human": None}])
-    found = judging.agreement(file)
-    # Wilson: (0.8 + 1.96^2 / 20 -+ 1.96 sqrt(0.016 + 0.0096)) / (1 + 0.384)
-    assert found["n"] == 10 and found["mean"] == 0.8
-    assert (found["low"], found["high"]) == (pytest.approx(0.490, abs=1e-3), pytest.approx(0.943, abs=1e-3))
-
-
 @pytest.mark.parametrize(
     ("reply", "verdict"),
     [

@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from motet.model import attention, recompute
 from motet.model.footprint import MARGIN, Compute, peak_of
-from motet.model.keep import Keeping
+from motet.model.keep import Keeping, _usable
 from motet.model.kernels import Documents
 
 GIB = 2**30
@@ -40,6 +40,7 @@ def test_a_peak_that_was_seen_corrects_the_next_choice(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: now["allocated"])
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 12 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (68 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: now["peak"])
     own.pending = lambda: (0, 2 * GIB)
     room = 80 * GIB - int(MARGIN * 80 * GIB) - 12 * GIB - 2 * GIB
@@ -81,3 +82,20 @@ def test_each_row_has_policies_of_its_own_and_the_same_gradients() -> None:
     with torch.no_grad():
         own.base_model(**inputs, use_cache=False)
     assert asked == [9, 13]
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "usable"),
+    [
+        (130, 1.0, 130 + 10 - MARGIN * 140),  # nobody else there: what is free and what is held
+        (130, 0.5, 70 - MARGIN * 70),  # half of the card is this process's, however much is free
+        (20, 0.5, 20 + 10 - MARGIN * 70),  # another process leaves less than that
+    ],
+)
+def test_room_is_what_others_leave_or_the_share_that_was_set(
+    monkeypatch: pytest.MonkeyPatch, free: int, share: float, usable: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GIB, 140 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share)
+    assert _usable(torch.device("cpu")) == pytest.approx(usable * GIB)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import random
 import resource
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,26 @@ def test_three_steps_a_restart_and_three_steps_are_six_steps_bit_for_bit(model_f
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_checkpoint_written_behind_holds_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
     value = torch.arange(4.0)
-    written = checkpoint._alone({"weights/a": value}, dcp.FileSystemWriter(tmp_path / "c"))
+    written = checkpoint._behind({"weights/a": value}, dcp.FileSystemWriter(tmp_path / "c"), None)
     value.add_(1.0)  # training goes on
     written.result()
     found = {"weights/a": torch.zeros(4)}
     dcp.load(found, storage_reader=dcp.FileSystemReader(tmp_path / "c"), no_dist=True)
     assert found["weights/a"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_the_thread_that_writes_a_checkpoint_is_on_the_gpu_of_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on: dict[str, int] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: on.update({threading.current_thread().name: device}))
+    monkeypatch.setattr(checkpoint.dcp, "save", lambda *_, **__: None)
+    checkpoint._behind({"weights/a": torch.zeros(1)}, dcp.FileSystemWriter(tmp_path / "c"), None).result()
+    (name,) = on
+    assert on[name] == 3 and name.startswith("checkpoint")
 
 
 def test_the_newest_two_checkpoints_are_kept_and_a_half_written_one_is_ignored(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from motet.base import jsonl
 from motet.base.errors import Elsewhere, UserError
 from motet.base.recipe import Lora, Mesh, Optimizer
 from motet.data.pack import pack
+from motet.model import kernels, offload, packed, ulysses
 from motet.train.checkpoint import Checkpoints
 from motet.train.mesh import Shape, deal, resolve
 from motet.train.world import World
@@ -28,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weights kept gathered": {"mesh": {"reshard_after_forward": False}},
     "gradients reduced with every row": {"mesh": {"reduce_once": False}},
     "blocks recomputed": {"model": {"recompute": "full"}},
+    "inputs offloaded, blocks in tiles": {"model": {"recompute": "offload"}},
     "adapters": {"lora": Lora(rank=3)},
 }
 BFLOAT16 = {"dtype": "bfloat16"}
@@ -43,7 +46,8 @@ def steps(axes: Axes, world: World, folder: Path) -> dict[str, Any]:
 
 def option(axes: Axes, name: str, model: str, world: World, folder: Path) -> Any:
     settings = dict(OPTIONS[name])
-    own = learner(folder / model, world, mesh_of(axes, **settings.pop("mesh", {})), **settings)
+    with mock.patch.object(offload, "TILE", 7):  # tokens of a process's slice are up to 15
+        own = learner(folder / model, world, mesh_of(axes, **settings.pop("mesh", {})), **settings)
     train(own, range(2))
     return weights(own)
 
@@ -51,6 +55,19 @@ def option(axes: Axes, name: str, model: str, world: World, folder: Path) -> Any
 def in_bfloat16(axes: Axes, world: World, folder: Path) -> Any:
     own = learner(folder / "model", world, mesh_of(axes), model=BFLOAT16)
     return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
+
+
+def compiled(axes: Axes, name: str, world: World, folder: Path) -> Any:
+    """Blocks compiled as on a GPU, with its attention operation, by a backend that needs no compiler of C++."""
+    compile, plain = torch.compile, partial(packed.attend, kernel="plain")
+    with (
+        mock.patch.object(torch, "compile", lambda run, **options: compile(run, backend="aot_eager", **options)),
+        mock.patch.object(kernels, "_bucketed", lambda q, k, v, d, _: plain(q, k, v, d.starts, d.starts_host, 0.5)),
+    ):
+        settings = {k: v for k, v in OPTIONS[name].items() if k == "lora"}
+        model = {"compile": "on", "recompute": "attention"}
+        own = learner(folder / "model", world, mesh_of(axes), model=model, **settings)
+        return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
 
 def by_muon(axes: Axes, world: World, folder: Path) -> Any:
@@ -89,6 +106,13 @@ class _NoTokenizer:
         pass
 
 
+def strided(world: World, folder: Path) -> Any:
+    """What is exchanged is no contiguous tensor: of [2, 3] the transpose."""
+    group = ulysses.SequenceGroup.of(torch.distributed.group.WORLD)
+    sent = (10.0 * world.rank + torch.arange(6.0).view(2, 3)).t().contiguous().t()
+    return sent.tolist(), ulysses.exchange(sent, group.group).tolist()
+
+
 def skipped(axes: Axes, world: World, folder: Path) -> Any:
     config = Optimizer(on_nonfinite="skip")
     own = learner(folder / "model", world, mesh_of(axes), config, notes=folder)
@@ -123,8 +147,13 @@ def found(folder: Path) -> dict[Any, list[Any]]:
     cases |= {("untied", "adapters"): partial(option, (2, 2, 1), "adapters", "untied")}
     cases |= {"bfloat16": partial(in_bfloat16, (1, 2, 2)), "muon": partial(by_muon, (1, 2, 1))}
     cases |= {"saved": partial(saved, (1, 2, 1)), "resumed": partial(resumed, (2, 1, 2))}
-    cases |= {"exported": partial(exported, (1, 3, 1)), "skipped": partial(skipped, (2, 1, 1)), "first": first_fails}
-    sizes = {"muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2}
+    cases |= {
+        "strided": strided,
+        "exported": partial(exported, (1, 3, 1)),
+        "skipped": partial(skipped, (2, 1, 1)),
+        "first": first_fails,
+    }
+    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2}
     sized = [(sizes.get(k, k[0] * k[1] * k[2] if k in MESHES else 4), case) for k, case in cases.items()]
     return dict(zip(cases, mesh_worker.run(4, sized, folder), strict=True))
 
@@ -179,6 +208,24 @@ def test_in_bfloat16_a_mesh_is_as_near_to_one_process_as_rounding_allows(
     for own in found["bfloat16"]:
         assert own["metrics"] == pytest.approx(alone["metrics"], rel=0.02)
         assert {gradient.dtype for gradient in own["gradients"].values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_blocks_with_an_exchange_inside_have_the_gradients_of_plain_ones(tmp_path: Path) -> None:
+    mesh_worker.make_model(tmp_path / "model")
+    names = ("blocks recomputed", "adapters")
+    runs = mesh_worker.run(2, [(2, partial(compiled, (1, 1, 2), name)) for name in names], tmp_path)
+    for name, found in zip(names, runs, strict=True):
+        settings = {k: v for k, v in OPTIONS[name].items() if k == "lora"}
+        alone = learner(tmp_path / "model", World(), Mesh(), **settings)
+        expected = mesh_worker.gradients_of(alone, pack(mesh_worker.samples(UNEVEN), 30), False)
+        for own in found:
+            same(own["gradients"], expected["gradients"], 1e-5)
+
+
+def test_an_exchange_of_a_tensor_that_is_not_contiguous_moves_its_values(found: dict[Any, list[Any]]) -> None:
+    (first, got_first), (second, got_second) = found["strided"]
+    assert got_first == [first[0], second[0]] and got_second == [first[1], second[1]]
 
 
 def test_muon_on_two_processes_is_muon_on_one(found: dict[Any, list[Any]], folder: Path) -> None:

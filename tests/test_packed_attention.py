@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,9 @@ from motet.model.kernels import Documents
 WIDTH = 8
 
 
-def inputs(lengths: list[int], key_heads: int = 2, heads: int = 4) -> list[torch.Tensor]:
+def inputs(lengths: list[int], key_heads: int = 2, heads: int = 4, width: int = WIDTH) -> list[torch.Tensor]:
     stream = torch.Generator().manual_seed(sum(lengths))
-    shapes = [(sum(lengths), count, WIDTH) for count in (heads, key_heads, key_heads)]
+    shapes = [(sum(lengths), count, width) for count in (heads, key_heads, key_heads)]
     return [torch.randn(shape, dtype=torch.float64, generator=stream, requires_grad=True) for shape in shapes]
 
 
@@ -39,6 +41,26 @@ def test_the_operation_is_attention_document_by_document_forward_and_backward(
     wanted = torch.autograd.grad((expected * weights).sum(), tensors)
     for gradient, other in zip(torch.autograd.grad((found * weights).sum(), tensors), wanted, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-12, rtol=0)
+
+
+def test_heads_of_a_width_that_kernels_do_not_take_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels want multiples of 8: heads of 13 go in as heads of 16."""
+    widths: list[int] = []
+
+    class Recorder(packed.Plain):
+        def forward(self, query: torch.Tensor, *others: Any) -> packed.Tensors:
+            widths.append(query.shape[-1])
+            return super().forward(query, *others)
+
+    monkeypatch.setitem(packed.KERNELS, "recorder", Recorder())
+    tensors, documents = inputs([3, 9], width=13), Documents.plan([3, 9])
+    expected = one_by_one(tensors, [3, 9], 0.3)
+    found = packed.attend(*tensors, documents.starts, documents.starts_host, 0.3, "recorder")
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    wanted = torch.autograd.grad(expected.square().sum(), tensors)
+    for gradient, other in zip(torch.autograd.grad(found.square().sum(), tensors), wanted, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-12, rtol=0)
+    assert widths == [16]
 
 
 def test_the_operation_is_one_that_compilation_and_checkpointing_can_trust() -> None:

@@ -47,12 +47,12 @@ def test_a_recipe_that_does_not_fit_gets_the_smallest_change_that_does() -> None
 
 
 def test_nothing_helps_on_a_card_that_is_far_too_small() -> None:
-    result = CliRunner().invoke(cli, ["plan", str(PAPER), "--memory", "10", "--json"])
+    result = CliRunner().invoke(cli, ["plan", str(PAPER), "--memory", "6", "--json"])
     found = json.loads(result.output)
     trained = [stage for stage in found["stages"] if "total" in stage]
     assert result.exit_code == 1 and not found["fits"]
     assert all(stage["change"] is None and stage["spare"] < 0 for stage in trained)
-    assert found["usable"] == pytest.approx(0.92 * 10 * GIB, rel=1e-6)
+    assert found["usable"] == pytest.approx(0.92 * 6 * GIB, rel=1e-6)
 
 
 def test_a_model_that_is_not_here_and_has_no_sizes_is_refused_with_what_to_give(tmp_path: Path) -> None:

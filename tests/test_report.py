@@ -86,6 +86,26 @@ def test_report_json_holds_what_it_documents(finished: tuple[Path, dict[str, Any
     assert (report["status"], report["missing"]) == ("complete", [])
 
 
+def test_teachers_are_compared_by_what_they_took_and_what_was_kept(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, report, html = finished
+    big, own = report["teachers"]["synthesize"].values()
+    # 1.5 and 0.132 that may have been charged, over 408 of 680 traces kept
+    assert (big["failures"], big["yield"], big["cost"]) == (20, 0.6, pytest.approx(1.632))
+    assert (big["cost_per_kept"], big["tokens_per_kept"]) == (pytest.approx(0.004), 225.0)
+    assert (own["requests"], own["cost"], own["tokens_per_kept"]) == (None, None, 200.0)
+    cells = cells_of(html, "big")
+    assert cells == ["170", "190", "20", "20,400", "91,800", "680", "510", "408", "60.0 %", "225", "1.63", "0.004"]
+    assert cells_of(html, "own") == ["86", "", "", "", "41,000", "344", "300", "205", "59.6 %", "200", "", ""]
+    assert "what may have been charged without a usable reply is in it" in html
+
+
+def cells_of(html: str, name: str) -> list[str]:
+    """Of the table row of that name; a dash is empty."""
+    row = html.partition(f"<tr><th>{name}</th>")[2].partition("</tr>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    return [cell.replace("\u00a0", " ").replace("\u2013", "") for cell in cells]
+
+
 def test_pass_rates_are_those_of_the_rollout_files(finished: tuple[Path, dict[str, Any], str]) -> None:
     folder, report, _ = finished
     groups = [decode_group(row) for _, row in jsonl.read(folder / "rl" / "evaluation.jsonl")]
@@ -226,7 +246,8 @@ def test_a_run_with_nothing_but_a_recipe_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["resolved.json", "lineage.json", "metrics.jsonl", "recipe.toml", "rl/manifest.json", "rl/evaluation.json",
-     "rl/evaluation.jsonl", "sft-1/data.json", "synthesize/funnel.json", "filter/filter.json"],
+     "rl/evaluation.jsonl", "sft-1/data.json", "synthesize/funnel.json", "synthesize/teachers.json",
+     "filter/filter.json"],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "content", [None, "", "{}", '{"domains": {"math": {}}, "rules": [{}], "histogram": {"m": []}}', "[1"]

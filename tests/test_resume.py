@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +131,46 @@ def test_a_stage_killed_between_two_files_writes_the_missing_ones_alone(
     for name in gone:
         if name.endswith(".jsonl"):
             assert (run / name).read_text() == (finished_run / name).read_text()
+
+
+# ---- reinforcement learning, killed at random moments (bench/kill_rl.py does it twenty times)
+
+RL = ("threads=1", "stages=['rl']", "stage.rl.problems=[{problems='numbers'}]", "stage.rl.evaluate=false",
+      "stage.rl.algorithm.passes=2", "stage.rl.algorithm.minibatches=2", "stage.rl.algorithm.kl=0.05",
+      "stage.rl.retire_at=0.9", "stage.rl.steps=6")  # fmt: skip
+
+
+def killed(recipe: Path, model: Path, folder: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).parent / "killing.py"), str(recipe), str(folder), *RL]
+    given = [*command, f"model={{path='{model}', device='cpu'}}", *arguments]
+    found: dict[str, Any] = json.loads(subprocess.run(given, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overlap", "phases"), [("false", ["train", "generate"]), ("true", ["train"])], ids=["one by one", "overlap"]
+)
+def test_rl_killed_at_random_moments_ends_bit_for_bit_as_the_uninterrupted_run(
+    micro_recipe: Path, finished_run: Path, tmp_path: Path, overlap: str, phases: list[str]
+) -> None:
+    """With S = 4, refills, problems that rest, probes and a reference: equal weights, rollouts, probes, metrics."""
+    settings = ["--moments", str(len(phases)), "--phases", ",".join(phases), f"stage.rl.overlap={overlap}"]
+    probes = ["stage.rl.refill=0.5", "stage.rl.probe_every=2", "stage.rl.probe=6"]
+    found = killed(micro_recipe, finished_run / "sft" / "model", tmp_path, *settings, *probes)
+    assert [kill["said"] for row in found["runs"] for kill in row["kills"]] == phases
+    assert [row["differs"] for row in found["runs"]] == [[]] * len(phases)
+
+
+def test_with_a_server_of_vllm_a_killed_run_loses_no_rollout_and_counts_none_twice(
+    micro_recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """What was recorded is not asked for again: only what was on its way when the run was killed is."""
+    # the server's texts are nonsense; those that end in time are better than those that do not
+    rewards = ["stage.rl.rewards.truncated=-1.0", "stage.rl.sampling.max_tokens=8", "engine.batch_size=8"]
+    found = killed(
+        micro_recipe, finished_run / "sft" / "model", tmp_path, "--vllm", "--moments", "1", "--phases", "generate",
+        *rewards, "stage.rl.algorithm.correction.on=false", "stage.rl.checkpoint_every=1", "stage.rl.steps=4",
+    )  # fmt: skip
+    (row,) = found["runs"]
+    assert row["differs"] == [] and found["asked"] == 4 * 8 * 4
+    assert found["asked"] <= row["asked"] <= found["asked"] + 8

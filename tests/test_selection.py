@@ -77,6 +77,16 @@ def test_the_table_written_and_read_is_the_same_to_the_last_bit(tmp_path: Path) 
     assert {row["step"] for row in posterior.rows(7)} == {7}
 
 
+def test_the_mean_rate_is_the_same_in_the_order_of_sampling_and_of_the_table_on_disk() -> None:
+    """1/2 + 2/3 + 1/3, added in this order, is 1.4999999999999998."""
+    posterior = Posterior([], None, 3)
+    posterior.observe(1, [group("c", 0, 0, cut=1), group("b", 1, 0), group("a", 0, 1)])
+    resumed = Posterior([], None, 3)
+    resumed.load(posterior.rows(1))
+    assert list(posterior.table) == ["c", "b", "a"] and list(resumed.table) == ["a", "b", "c"]
+    assert posterior.rate_mean() == resumed.rate_mean() == 0.5
+
+
 # ---- what a step draws
 
 

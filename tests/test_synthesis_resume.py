@@ -1,4 +1,5 @@
-"""A synthesis and a filter that are killed again and again, against a server that misbehaves: nothing is paid twice."""
+"""A synthesis, a filter and a judge that are killed again and again, against a server that misbehaves: nothing is paid
+twice."""
 
 from __future__ import annotations
 
@@ -53,7 +54,18 @@ probe = 2
 band = { alpha = 0.0, beta = 1.0 }
 sampling = { max_tokens = 64 }
 """,
+    "clean": """
+[stage.clean]
+kind = "clean"
+evaluate = false
+data = [{ path = "FOLDER/open.jsonl" }]
+[stage.clean.rules]
+judge_audit = 5
+[stage.clean.rules.judge]
+ENGINE
+""",
 }
+THINGS = ("moon", "river", "copper", "tulip", "engine", "harbour", "violin", "glacier", "lantern", "walnut", "comet")
 
 
 FORKS = """
@@ -61,7 +73,7 @@ import json, os, sys
 import torch, transformers
 from motet import cli, pipeline
 from motet.engine import endpoint
-from motet.stages import context, filter, synthesize
+from motet.stages import clean, context, filter, synthesize
 for line in sys.stdin:
     recipe, runs = json.loads(line)
     child = os.fork()
@@ -87,8 +99,14 @@ def write_recipe(folder: Path, stage: str, url: str) -> Path:
     head = micro.RECIPE.partition("[defaults.sft]")[0].replace("PROBLEMS", str(folder / "problems.jsonl"))
     stages = f'stages = ["{stage}"]'
     head = "\n".join(stages if line.startswith("stages = ") else line for line in head.splitlines())
+    texts = [
+        {"prompt": f"What of the {thing}?", "completion": f"<think>{thing}s</think>A {thing} is old"}
+        for thing in THINGS
+    ]
+    jsonl.write(folder / "open.jsonl", texts)
     path = folder / "kill.toml"
-    path.write_text(head + STAGES[stage].replace("ENGINE", ENGINE).replace("URL", url))
+    text = STAGES[stage].replace("ENGINE", ENGINE).replace("URL", url).replace("FOLDER", str(folder))
+    path.write_text(head + text)
     return path
 
 
@@ -182,6 +200,7 @@ def uninterrupted(recipe: Path, folder: Path) -> None:
     [
         ("synthesize", (2, 9, 22), ("groups.jsonl", "data.jsonl", "funnel.json")),
         ("filter", (9, 21), ("groups.jsonl", "problems.jsonl", "filter.json")),
+        ("clean", (4, 13, 24), ("data.jsonl", "funnel.json", "audit.jsonl")),
     ],
 )
 def test_killed_at_any_moment_no_reply_on_disk_is_asked_for_again_and_the_data_are_those_of_a_run_that_was_not(

@@ -142,6 +142,11 @@ def test_several_teachers_write_one_data_set_in_which_each_row_says_whose_it_is(
     )
     rows = [row for _, row in jsonl.read(folder / "data.jsonl")]
     assert rows and {row["teacher"] for row in rows} <= {"big", "small"}
+    assert {name: row["kept"] for name, row in table.items()} == {
+        name: sum(row["teacher"] == name for row in rows) for name in ("big", "small")
+    }
+    page = (folder.parent / "report.html").read_text()
+    assert all(f'<tr><th>{name}</th><td class="n">{row["problems"]}</td>' in page for name, row in table.items())
     assert sorted(path.name for path in (folder / "raw").iterdir()) == [
         "groups-big.jsonl.gz", "groups-big.requests.jsonl", "groups-small.jsonl.gz", "groups-small.requests.jsonl",
     ]  # fmt: skip
@@ -165,6 +170,9 @@ def test_the_cap_of_cost_stops_the_run_before_it_is_passed_and_raised_the_same_c
     assert set(endpoint.asked.values()) == {1} and len(endpoint.bodies) == 6
     assert not list(folder.glob("traces.stale-*"))
     bill = jsonl.read_json(stage / "teachers.json")["teacher"]
+    (row,) = jsonl.read_json(folder / "report.json")["teachers"]["traces"].values()
+    assert (row["requests"], row["cost"], row["output_tokens"]) == (6, 2.46, 240)
+    assert row["kept"] == len((stage / "data.jsonl").read_text().splitlines())
     assert (bill["requests"], bill["input_tokens"], bill["output_tokens"], bill["cost"]) == (6, 60, 240, 2.46)
     calm = run(recipe, tmp_path / "calm")
     assert (stage / "groups.jsonl").read_bytes() == (calm / "groups.jsonl").read_bytes()

@@ -2,13 +2,19 @@
 
 import json
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from motet.base import json_list as json_list_of
 from motet.base.errors import UserError
+from motet.base.json_list import read_list
 from motet.base.tables import Row, is_hub_id, read_rows
+from motet.data.conversations import read_conversations
 
 
 def lines(path: Path, *texts: str) -> str:
@@ -130,17 +136,158 @@ def test_a_hub_id_has_one_slash_and_no_data_suffix() -> None:
 def test_a_hub_data_set_is_loaded_by_name_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, configuration: str | None, split: str) -> list[dict[str, int]]:
-        asked.append((name, configuration, split))
+    def load_dataset(name: str, configuration: str | None, split: str, streaming: bool) -> list[dict[str, int]]:
+        asked.append((name, configuration, split, streaming))
         if name == "owner/private":
             raise OSError("gated\nlong explanation")
         return [{"x": 1}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert list(read_rows("owner/name:config", "test")) == [Row("owner/name:config [test], row 1", {"x": 1})]
-    assert asked == [("owner/name", "config", "test")]
+    assert list(read_rows("owner/name", "test", once=True)) == [Row("owner/name [test], row 1", {"x": 1})]
+    assert asked == [("owner/name", "config", "test", False), ("owner/name", None, "test", True)]
     with pytest.raises(UserError, match=r"cannot be loaded from the hub \(gated\)"):
         next(read_rows("owner/private"))
+
+
+class Living(dict[str, Any]):
+    """A row of which it is known how many of its kind there are."""
+
+    count = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        Living.count += 1
+
+    def __del__(self) -> None:
+        Living.count -= 1
+
+
+def test_conversations_of_a_hub_data_set_are_read_as_they_arrive_and_never_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_dataset(name: str, configuration: str | None, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
+        assert streaming, "the whole would be fetched and kept"
+        for number in range(5000):
+            yield Living({"prompt": f"{number} + 1 = ?", "completion": str(number + 1)})
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    seen, most = 0, 0
+    for conversation in read_conversations("owner/name"):
+        seen, most = seen + 1, max(most, Living.count)
+        assert conversation.messages[0]["content"] == f"{seen - 1} + 1 = ?"
+    assert seen == 5000 and most <= 3
+
+
+def test_a_hub_data_set_that_breaks_off_says_after_which_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, configuration: str | None, split: str, streaming: bool) -> Iterator[dict[str, int]]:
+        yield {"x": 1}
+        raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    rows = read_rows("owner/name", once=True)
+    assert isinstance(next(rows), Row)
+    with pytest.raises(UserError, match=r"loaded from the hub after row 1 \(Server Disconnected\)"):
+        next(rows)
+
+
+def test_the_real_loader_streams_a_repository_of_parquet_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        pq.write_table(
+            pa.table({"x": [2 * shard, 2 * shard + 1]}), tmp_path / "data" / f"train-0000{shard}-of-00002.parquet"
+        )
+    load = datasets.load_dataset
+
+    def from_folder(name: str, configuration: str | None, **options: Any) -> Any:
+        return load(str(tmp_path), configuration, cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    rows = [row.values["x"] for row in read_rows("owner/name", once=True) if isinstance(row, Row)]
+    assert rows == [0, 1, 2, 3] and not list((tmp_path / "cache").rglob("*.arrow"))
+    with pytest.raises(UserError, match="cannot be loaded from the hub"):
+        next(read_rows("owner/name", "dev", once=True))
+
+
+# ---- JSON lists
+
+
+def json_list(path: Path, text: str) -> list[Any]:
+    path.write_text(text, encoding="utf-8")
+    return list(read_list(path))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_a_json_list_is_read_the_same_wherever_its_pieces_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(json_list_of, "CHUNK", chunk)
+    values = [
+        {"a": [1, -2.5e-3, True, None, "\\u00e9 \\n"]},
+        "]",
+        12345,
+        -1.5,
+        {},
+        {"b": {"c": '"'}},
+        float("inf"),
+        [],
+        "x" * 50,
+    ]
+    for indent in (None, 2):
+        for ascii_only in (True, False):
+            text = json.dumps([*values, "\u00e9\U0001f600"], indent=indent, ensure_ascii=ascii_only)
+            assert json_list(tmp_path / "a.json", text) == [*values, "\u00e9\U0001f600"]
+    assert json_list(tmp_path / "a.json", " [ ] ") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"x": 1}\n{"x": 2}', r"a\.json: a \.json file must hold one list of objects\. JSON Lines belong"),
+        ("", "must hold one list"),
+        ('[{"x": 1}, {"x" 2}, {"x": 3}]', r"a\.json, item 2: not JSON \(Expecting ':' delimiter\)"),
+        ('[{"x": 1} {"x": 2}]', "item 1: not JSON .a comma or the end of the list is missing after it"),
+        ('[{"x": 1}', "item 1: not JSON .a comma or the end of the list is missing after it"),
+        ('[{"x": 1},]', "item 2: not JSON .Expecting value"),
+        ('[{"x": "1}]', "item 1: not JSON .Unterminated string"),
+        ('[{"x": 1}] [', "after the list of 1 items there is more"),
+    ],
+)
+def test_a_broken_json_list_names_the_item(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        json_list(tmp_path / "a.json", text)
+
+
+def test_of_a_json_list_no_more_is_read_than_its_first_item_needs_and_memory_does_not_grow_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_list_of, "CHUNK", 1 << 12)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "x" * 1000, "n": n} for n in range(3000)]))
+    tracemalloc.start()
+    numbers = [row.values["n"] for row in read_rows(str(path)) if isinstance(row, Row)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert numbers == list(range(3000)) and path.stat().st_size > 3_000_000 and peak < 600_000
+    with path.open("r+") as file:  # what comes later may be anything
+        file.seek(100_000)
+        file.write("\\")
+    assert next(read_list(path))["n"] == 0
+
+
+def test_an_item_without_an_end_is_refused_before_it_fills_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_list_of, "CHUNK", 100)
+    monkeypatch.setattr(json_list_of, "LONGEST", 1000)
+    with pytest.raises(UserError, match=r"item 1: not JSON \(no end within 1,000 characters"):
+        json_list(tmp_path / "a.json", '["' + "x" * 100_000)
 
 
 def test_without_the_extra_a_hub_id_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

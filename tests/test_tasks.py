@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import random
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,10 @@ import pytest
 from motet.base.errors import UserError
 from motet.base.recipe import ProblemSet
 from motet.base.records import Problem, prompt_text
-from motet.tasks import TASKS, describe_tasks, gsm_symbolic, heldout_keys, load_problem_set, split_key
+from motet.base.shelf import Shelf
+from motet.tasks import TASKS, describe_tasks, gsm_symbolic, load_problem_set, split_key
 from motet.tasks.reasoning_gym import procedural
+from motet.tasks.stored import Digests, heldout, rank, stored
 from motet.tasks.worked import worked_solution
 from motet.verify.judge import check_problem
 
@@ -58,7 +62,60 @@ def test_instances_of_a_template_stay_on_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 0), (1.0, 3), (0.001, 1), (0.999, 2)])
 def test_each_side_of_a_small_set_gets_a_key_unless_the_share_is_zero_or_one(share: float, size: int) -> None:
-    assert len(heldout_keys({"a", "b", "c"}, share)) == size
+    assert sum(heldout([rank(key) for key in "abc"], share)) == size
+
+
+def test_stored_problems_are_those_that_were_given_and_a_part_of_them_is_a_view(tmp_path: Path) -> None:
+    given = [
+        Problem(f"p{i}", ({"role": "user", "content": f"{i} \udc80?"},), verifier, {"n": [i]}, domain)
+        for i, (domain, verifier) in enumerate([("b", "math"), ("a", "code"), ("b", "math"), ("b", "procedural")])
+    ]
+    problems = stored(given, tmp_path)
+    assert list(problems) == given and problems[-1] == given[3] and problems == stored(given)
+    assert problems != stored(given[:3]) and problems != given and problems[::-1] != problems
+    by_domain = problems[::-1].by_domain()
+    assert {domain: [p.id for p in part] for domain, part in by_domain.items()} == {
+        "a": ["p1"],
+        "b": ["p3", "p2", "p0"],
+    }
+    assert list(by_domain) == ["a", "b"] and by_domain["b"].verifiers() == {"math", "procedural"}
+    assert list(tmp_path.iterdir()) == []  # the file has no name: a kill leaves nothing behind
+    with pytest.raises(IndexError):
+        problems[4]
+
+
+def test_what_is_shelved_after_some_was_read_is_read_too() -> None:
+    shelf = Shelf[dict[str, Any]](lambda row: row, lambda row: row)
+    for number in range(3):
+        shelf.add({"number": number})
+        assert shelf[number] == {"number": number}
+    assert shelf[1:] == [{"number": 1}, {"number": 2}] and len(shelf) == 3
+
+
+def test_digests_know_what_was_added_however_many_there_are() -> None:
+    digests, known = Digests(), set[int]()
+    stream = random.Random(1)
+    for number in [0, 1, 2**64 - 1, 1024, 2048, *(stream.randrange(2**64) for _ in range(5000))]:
+        assert (number in digests) == ((number or 1) in known) and digests.add(number) == ((number or 1) not in known)
+        known.add(number or 1)
+        assert number in digests and not digests.add(number)
+    assert len(digests) == len(known)
+
+
+def test_memory_of_a_set_does_not_grow_with_its_text(tmp_path: Path) -> None:
+    def peak(words: int) -> int:
+        rows = ({"prompt": f"{i} " + "word " * words, "answer": str(i), "id": f"row{i}"} for i in range(1500))
+        path = jsonl(tmp_path / "p.jsonl", *rows)
+        tracemalloc.start()
+        split = load_problem_set("own", ProblemSet(path=path, heldout=0.5), 1, tmp_path)
+        assert len(split.train) + len(split.heldout) == 1500
+        assert all(len(p.messages[0]["content"]) > 5 * words for p in split.train)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(1)  # what is imported and cached by the first call
+    assert peak(400) < peak(1) + 400_000  # of 3 MB of text
 
 
 def test_duplicate_prompts_are_dropped_and_counted(tmp_path: Path) -> None:

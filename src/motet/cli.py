@@ -143,8 +143,11 @@ def teachers(recipe: Path, overrides: tuple[str, ...], runs: Path, stages: tuple
               "longest is the stage's context.")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a step.")
 @click.option("--probes", type=click.IntRange(1), default=4, help="Looks at the held-out loss in each phase [4].")
+@click.option("--seeds", metavar="N,N,...", help="Every arm runs with each; intervals are over them [the recipe's].")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Arms beside each other, each with one thread [1].")
 def curriculum(recipe: Path, overrides: tuple[str, ...], runs: Path, stage: str | None, lengths: str,
-               scale: float | None, batch_tokens: int | None, probes: int) -> None:  # fmt: skip
+               scale: float | None, batch_tokens: int | None, probes: int, seeds: str | None,
+               jobs: int) -> None:  # fmt: skip
     """Lengths in steps or a jump to the longest at once, at equal tokens: loss, gradient norm, loss by position.
 
     Every arm has the same phases, optimizer and seed, and the same batches in the last phase. Killed, the same command
@@ -158,8 +161,11 @@ def curriculum(recipe: Path, overrides: tuple[str, ...], runs: Path, stage: str 
     if not all(part.strip().isdigit() for part in lengths.split(",")):
         raise UserError(f"--lengths {lengths}: give whole numbers with commas between them, 16384,32768,65536 say")
     loaded = _load(recipe, overrides)
+    if seeds and not all(part.strip().isdigit() for part in seeds.split(",")):
+        raise UserError(f"--seeds {seeds}: give whole numbers with commas between them, 1,2,3 say")
     chosen = [int(part) for part in lengths.split(",")]
-    result = experiments.run(loaded, runs, recipe, stage, chosen, scale, batch_tokens, probes)
+    drawn = [int(part) for part in seeds.split(",")] if seeds else ()
+    result = experiments.run(loaded, runs, recipe, stage, chosen, scale, batch_tokens, probes, drawn, jobs=jobs)
     if not follows():
         click.echo(summary(result))
         click.echo(f"page: {runs / loaded.name / 'experiments' / 'curriculum' / 'curriculum.html'}")
@@ -200,8 +206,9 @@ def difficulty(recipe: Path, overrides: tuple[str, ...], runs: Path, count: int,
               "step [the recipe's, else 3].")  # fmt: skip
 @click.option("--stage", metavar="NAME", help="Which rl stage; needed when the recipe has several.")
 @click.option("--probes", type=click.IntRange(2), default=8, help="Looks at the held-out problems in each arm [8].")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Arms beside each other, each with one thread [1].")
 def filter_cost(recipe: Path, overrides: tuple[str, ...], runs: Path, seeds: str, refill: float | None,
-                stage: str | None, probes: int) -> None:  # fmt: skip
+                stage: str | None, probes: int, jobs: int) -> None:  # fmt: skip
     """Filter the problems before RL, refill dead groups in RL, or neither: the cost of equal held-out accuracy.
 
     Every arm has the same model, problems, seeds and steps. Killed, the same command goes on.
@@ -215,7 +222,7 @@ def filter_cost(recipe: Path, overrides: tuple[str, ...], runs: Path, seeds: str
         raise UserError(f"--seeds {seeds}: give whole numbers with commas between them, 1,2,3 say")
     loaded = _load(recipe, overrides)
     chosen = [int(part) for part in seeds.split(",")]
-    result = experiments.run(loaded, runs, recipe, chosen, refill, stage, probes)
+    result = experiments.run(loaded, runs, recipe, chosen, refill, stage, probes, jobs=jobs)
     if not follows():
         click.echo(summary(result))
         click.echo(f"page: {runs / loaded.name / 'experiments' / 'filter-cost' / 'filter-cost.html'}")
@@ -429,6 +436,18 @@ def judge(rows: str, out: str, overwrite: bool, resume: bool, think: str, trunca
 
     with console_log(), tool.pool_of(**limits, quarantine=quarantine) as pool:
         click.echo(tool.run(rows, out, pool, tool.rules_of(think, truncated_reward), overwrite, resume), err=True)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def audit(file: Path, as_json: bool) -> None:
+    """How far a judge of facts and a person agree: FILE is an audit.jsonl that the person has filled in, or its stage's
+    folder."""
+    from motet.funnel import audit as auditing
+
+    found = auditing.agreement(file)
+    click.echo(json.dumps(found, indent=1) if as_json else auditing.text(found))
 
 
 @cli.command()

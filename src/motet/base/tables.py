@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from motet.base.errors import UserError
+from motet.base.json_list import read_list
 from motet.base.recipe import nearest
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 AT_ONCE = 128
 """Rows of a Parquet or Arrow file that are Python objects at the same time."""
+READ_AHEAD = 1 << 16
+"""Bytes of a column."""
 _MISSING = object()
 
 
@@ -54,14 +57,17 @@ class Row(NamedTuple):
         return self.error(field, f'{others}is missing; {hint}name its column with columns = {{ {field} = "..." }}')
 
 
-def read_rows(path: str, split: str = "train", columns: Mapping[str, str] | None = None) -> Iterator[Row | UserError]:
+def read_rows(
+    path: str, split: str = "train", columns: Mapping[str, str] | None = None, once: bool = False
+) -> Iterator[Row | UserError]:
     """Rows of a JSON Lines, JSON (a list), Parquet or Arrow file, of a folder of them in order of name, or of a hub
     data set ("owner/name" or "owner/name:configuration"). A folder may also be what Hugging Face datasets saved, or a
-    copy of a data set's repository; then `split` says which of its files. Rows are read one by one, a .json as a whole.
+    copy of a data set's repository; then `split` says which of its files. Rows are read one by one.
 
     `columns` maps our fields to the source's, a dot going one level down: {"answer": "reward_model.ground_truth"}.
-    A row that cannot be read comes as the error that it would raise, so that the caller may drop it and go on; a
-    source that cannot be read at all raises UserError.
+    `once`: a hub data set is not kept on this disk, but read as it arrives. A row that cannot be read comes as the
+    error that it would raise, so that the caller may drop it and go on; a source that cannot be read at all raises
+    UserError.
     """
     mapping = dict(columns or {})
     found = Path(path)
@@ -71,7 +77,7 @@ def read_rows(path: str, split: str = "train", columns: Mapping[str, str] | None
     elif found.is_file():
         rows = _read_file(found)
     elif is_hub_id(path):
-        rows = _read_hub(path, split)
+        rows = _read_hub(path, split, once)
     else:
         raise UserError(f"{path}: no such file or folder (a hub data set is owner/name)")
     for row in rows:
@@ -138,13 +144,7 @@ def _read_lines(path: Path) -> Iterator[Row | UserError]:
 
 
 def _read_list(path: Path) -> Iterator[Row | UserError]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}). JSON Lines belong in a .jsonl file.") from error
-    if not isinstance(values, list):
-        raise UserError(f"{path}: a .json file must hold a list of objects, got {shown(values)}")
-    for number, value in enumerate(values, 1):
+    for number, value in enumerate(read_list(path), 1):
         yield _as_row(f"{path}, item {number}", value)
 
 
@@ -159,12 +159,14 @@ def _read_parquet(path: Path) -> Iterator[Row | UserError]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # read ahead, every group that was read stays in memory until the file is closed
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_AHEAD) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=AT_ONCE):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path}, row {number}", values)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=AT_ONCE, row_groups=[group]):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{path}, row {number}", values)
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
@@ -185,7 +187,9 @@ def _read_arrow(path: Path) -> Iterator[Row | UserError]:
         raise UserError(f"{path}: not a readable Arrow file ({str(error).splitlines()[0]})") from error
 
 
-def _read_hub(path: str, split: str) -> Iterator[Row | UserError]:
+def _read_hub(path: str, split: str, once: bool) -> Iterator[Row | UserError]:
+    """`once`: as it arrives; else from the copy that Hugging Face datasets keeps on disk and maps into memory. Where
+    the hub cannot be reached, that copy is what is read either way."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -193,13 +197,15 @@ def _read_hub(path: str, split: str) -> Iterator[Row | UserError]:
             f"{path}: no such file or folder; to fetch it from the Hugging Face hub, pip install 'motet[hub]'"
         ) from None
     name, _, configuration = path.partition(":")
+    number = 0
     try:
-        data = load_dataset(name, configuration or None, split=split)
+        for values in load_dataset(name, configuration or None, split=split, streaming=once):
+            number += 1
+            yield Row(f"{path} [{split}], row {number}", dict(values))
     except (OSError, ValueError) as error:  # not found, gated, offline; an unknown configuration or split
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}, split {split!r}: cannot be loaded from the hub ({reason})") from error
-    for number, values in enumerate(data, 1):
-        yield Row(f"{path} [{split}], row {number}", dict(values))
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        place = f" after row {number:,}" if number else ""
+        raise UserError(f"{path}, split {split!r}: cannot be loaded from the hub{place} ({reason})") from error
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row | UserError:

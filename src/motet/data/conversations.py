@@ -50,7 +50,7 @@ def conversations(
     source: SftSource, split: Callable[[str], ProblemSplit], run_folder: Path
 ) -> Iterator[Conversation | UserError]:
     """What one share of an SFT mixture names: the solutions of a problem set, the traces of a stage, or a file. One row
-    is in memory at a time, unless it is a problem set. A malformed row comes as its error."""
+    is in memory at a time. A malformed row comes as its error."""
     if source.problems is not None:
         empty = True
         for found in solutions(split(source.problems).train):
@@ -86,7 +86,7 @@ def placed_conversations(
     if unknown is not None:
         raise UserError(f"{path}: columns: there is no field {unknown!r}; known are {', '.join(FIELDS)}")
     empty = True
-    for row in read_rows(path, split, columns):
+    for row in read_rows(path, split, columns, once=True):
         empty = False
         try:
             yield row if isinstance(row, UserError) else conversation_of(row, source or path)

@@ -113,13 +113,17 @@ class Mixture(Generic[T]):
     def first(self, count: int) -> list[T]:
         """Up to `count` items, none twice: what a stage that asks each problem once goes through. By the weights of
         step 0."""
+        return list(self.drawn(count))
+
+    def drawn(self, count: int) -> Iterator[T]:
+        """The same, one by one."""
         mixture = self.at(0)
-        items: list[T] = []
+        places: list[tuple[int, int]] = []
         for index, stop in enumerate(mixture._taken(count, 1)):
-            part = mixture.parts[index]
-            items += [mixture._at(index, position) for position in range(min(stop, len(part.items)))]
-        random.Random(seed_of(self._seed, "first")).shuffle(items)
-        return items
+            size = len(mixture.parts[index].items)
+            places += [(index, position) for position in range(min(stop, size))]
+        random.Random(seed_of(self._seed, "first")).shuffle(places)
+        return (mixture._at(index, position) for index, position in places)
 
     def at(self, step: int) -> Mixture[T]:
         """The same with the weights of that step for ever."""

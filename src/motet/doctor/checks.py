@@ -18,7 +18,8 @@ import torch
 from motet.base.recipe import Mesh, Model, Optimizer
 from motet.data.pack import Batch, Sample, pack
 from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare
-from motet.model.recompute import Policy
+from motet.model.blocks import blocks_of
+from motet.model.recompute import Policy, apply
 from motet.rl.objectives import ClippedPolicyLoss
 from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
@@ -127,6 +128,11 @@ def recompute(patient: Patient) -> Iterator[Finding]:
             continue
         what = f"recompute: {policy}{', compiled' if compiled == 'on' else ''} against none"
         yield from compare(what, expected, found, patient.dtype)
+    own = patient.learner(recompute="offload", compile="off")
+    apply(blocks_of(own.model), "offload", tile=MOST)
+    assert expected is not None
+    what = f"recompute: offload in tiles of {MOST} tokens against none"
+    yield from compare(what, expected, step(own, [documents]), patient.dtype)
 
 
 def spread_alone(patient: Patient) -> Iterator[Finding]:
@@ -204,7 +210,9 @@ def step(own: Learner, rows: Sequence[Sequence[Sample]], reinforced: bool = Fals
     own.discard()
     batches = _batches(own, rows)
     if reinforced:
-        anchors = [a + REWEIGHTED * torch.sin(7.0 * a) for a in own.logprobs(batches, 0.9)]
+        # moved by what is the same in every layout: a ratio may not follow the rounding of the log-probabilities
+        pairs = zip(batches, own.logprobs(batches, 0.9), strict=True)
+        anchors = [a + REWEIGHTED * torch.sin(7.0 * batch.behaviour_N) for batch, a in pairs]
         metrics = own.accumulate(batches, ClippedPolicyLoss(0.2, 0.28), anchors, temperature=0.9)
         value = metrics["loss/policy"]
     else:

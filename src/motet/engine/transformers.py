@@ -2,9 +2,9 @@
 
 Legend: B completions side by side, P longest prompt, C columns of the cache, V vocabulary.
 
-Prompts are left-padded into one batch and decoded together over a preallocated cache; finished rows leave it whenever
-they are a tenth of it. Each row draws from a random stream of its own (seed, position), so a completion does not
-depend on what is sampled beside it.
+Prompts are left-padded into one batch and decoded together over a preallocated cache. When a few rows are finished, the
+last ones move into their places and the batch is that much shorter. Each row draws from a random stream of its own
+(seed, position), so a completion does not depend on what is sampled beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from motet.model.load import device_of, load_model
 
 # Not cuDNN: it plans anew for each length of the cache, which made bfloat16 decoding 20 times slower on an H100.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+CLOSED_UP = 0.97
+"""The batch closes up when at most this share of its rows is still open."""
 
 
 class TransformersEngine:
@@ -106,7 +108,7 @@ class TransformersEngine:
         positions_B = positions_BP[:, -1]
         if len(prompts) < len(requests):
             copies = torch.tensor([prompts[r.prompt_tokens] for r in requests], device=self.device)
-            cache.keep(copies)
+            cache.copy(copies)
             visible_BC, positions_B, logits_BV = visible_BC[copies], positions_B[copies], logits_BV[copies]
         active = np.arange(len(requests))  # which request each row of the batch is
         for column in range(prompt_length, capacity + 1):
@@ -118,11 +120,15 @@ class TransformersEngine:
             alive = int((~done).sum())
             if alive == 0:
                 return
-            if alive <= 0.9 * len(active):
-                keep = torch.from_numpy(np.flatnonzero(~done)).to(self.device)
-                cache.keep(keep)
+            if alive <= CLOSED_UP * len(active):
+                places = np.arange(len(active))
+                holes = np.flatnonzero(done[:alive])
+                places[holes] = alive + np.flatnonzero(~done[alive:])
+                places = places[:alive]
+                cache.move(torch.from_numpy(places[holes]).to(self.device), torch.from_numpy(holes).to(self.device))
+                keep = torch.from_numpy(places).to(self.device)
                 visible_BC, positions_B = visible_BC[keep], positions_B[keep]
-                tokens_B, active = tokens_B[~done], active[~done]
+                tokens_B, active = tokens_B[places], active[places]
             visible_BC[:, column] = True
             positions_B = positions_B + 1
             mask = visible_BC[:, None, None, : column + 1]
@@ -220,25 +226,43 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             batch, heads, _, width = key_states.shape
             self.keys = key_states.new_empty(batch, heads, self._capacity, width)
             self.values = value_states.new_empty(batch, heads, self._capacity, value_states.shape[-1])
-        stop = self._used + key_states.shape[2]
-        self.keys[:, :, self._used : stop] = key_states
-        self.values[:, :, self._used : stop] = value_states
+        rows, stop = key_states.shape[0], self._used + key_states.shape[2]
+        self.keys[:rows, :, self._used : stop] = key_states
+        self.values[:rows, :, self._used : stop] = value_states
         self._used = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys[:rows, :, :stop], self.values[:rows, :, :stop]
 
     def get_seq_length(self) -> int:
         return self._used
 
-    def keep(self, rows: torch.Tensor) -> None:
-        # not self.keys[rows], which is several times slower on a CPU
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+    def copy(self, rows: torch.Tensor) -> None:
+        """Row i becomes what row rows[i] was; there may be more of them than before."""
+        self.keys, self.values = self._copied(self.keys, rows), self._copied(self.values, rows)
+
+    def move(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Row rows[i] goes to places[i]; what lies beyond the rows of the next `update` is not read any more."""
+        for kept in (self.keys, self.values):
+            kept.index_copy_(0, places, kept.index_select(0, rows))
+
+    def _copied(self, kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        # not kept[rows], which is several times slower on a CPU; and not the columns that hold nothing yet
+        copied = kept.new_empty(len(rows), *kept.shape[1:])
+        copied[:, :, : self._used] = kept[:, :, : self._used].index_select(0, rows)
+        return copied
 
 
 class _SlotCache(Cache):
     def __init__(self, num_layers: int, capacity: int) -> None:
         super().__init__(layers=[_SlotLayer(capacity) for _ in range(num_layers)])
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def copy(self, rows: torch.Tensor) -> None:
+        for layer in self._slots():
+            layer.copy(rows)
+
+    def move(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+        for layer in self._slots():
+            layer.move(rows, places)
+
+    def _slots(self) -> list[_SlotLayer]:
         layers: Any = self.layers
-        for layer in layers:
-            layer.keep(rows)
+        return list(layers)

@@ -239,7 +239,7 @@ class Lender:
             engine = self._engines[key] = make(path, model, chat, settings)
         elif (str(path), 0) != (str(engine.path), engine.version):
             engine.restart_on(path)
-        stays = bool(settings.sleep or settings.urls) or device_of(model).type == "cpu"
+        stays = bool(settings.sleep or settings.urls or settings.apart) or device_of(model).type == "cpu"
         return Lent(engine, engine.rest if stays else lambda: self._give_up(key))
 
     def close(self) -> None:

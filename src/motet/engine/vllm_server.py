@@ -13,6 +13,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,14 +48,22 @@ class ServedVllm(Vllm):
         self._folder = Path(tempfile.mkdtemp(prefix="motet-vllm-"))
         size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) if Path(path).is_dir() else 1 << 30
         self._files = Files(settings.transfer_folder, settings.bucket_mebibytes << 20, size)
+        self._transport: Files | Ipc | Nccl = self._files
         self._files_lock = threading.Lock()
         self._loads = 0
         self.servers: list[Server] = []
+        self._gpus: dict[str, tuple[int, ...]] = {}
+        """By url, of servers that motet starts."""
         try:
             if settings.python:
                 process.check_python(settings.python)
-                self.servers = [Server(f"http://127.0.0.1:{process.free_port()}", settings)]
-                self._start(self.servers[0], None)
+                places = process.places(settings)
+                for port, gpus in zip(process.free_ports(len(places)), places, strict=True):
+                    self.servers.append(Server(f"http://127.0.0.1:{port}", settings))
+                    self._gpus[self.servers[-1].url] = gpus
+                    self._launch(self.servers[-1])  # all load at the same time
+                for server in self.servers:
+                    server.wait(process.START_SECONDS)
             else:
                 self.servers = [Server(url, settings) for url in settings.urls]
             self._transport = self._make_transport()
@@ -70,6 +79,7 @@ class ServedVllm(Vllm):
         for server in self.servers:
             server.close()
         self.servers = []
+        self._transport.close()
         self._files.close()
 
     def _sample(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
@@ -159,13 +169,16 @@ class ServedVllm(Vllm):
             compare(self._expected, found, ledger.shapes)
 
     def _start(self, server: Server, stopped: threading.Event | None) -> None:
-        port = urlsplit(server.url).port
+        self._launch(server)
+        server.wait(process.START_SECONDS, stopped)
+
+    def _launch(self, server: Server) -> None:
+        port, gpus = urlsplit(server.url).port, self._gpus[server.url]
         assert port is not None
         words = process.command(self.path, self._model, self.settings, port, self._device, self._way)
-        server.process = Process(
-            words, self._folder / "server.log", process.environment(self.settings, self._device, self._way)
-        )
-        server.wait(process.START_SECONDS, stopped)
+        name = "-".join(["server", *map(str, gpus)])
+        environment = process.environment(self.settings, self._device, self._way, gpus)
+        server.process = Process(words, self._folder / f"{name}.log", environment)
 
     def _meet(self, server: Server) -> dict[str, Any]:
         about = server.describe()
@@ -258,7 +271,11 @@ class _Work:
 
 
 def _way(settings: Settings, device: str) -> str:
-    return "ipc" if settings.python and device == "cuda" else "files"
+    if not settings.python or device != "cuda":
+        return "files"
+    if settings.apart:
+        return "nccl" if find_spec("vllm") else "files"
+    return "ipc" if set(settings.gpus) <= {0} else "files"  # IPC is within a GPU, NCCL has one process on each
 
 
 def _own_address(servers: Sequence[Server]) -> str:

@@ -94,11 +94,9 @@ class Ipc:
         _all(servers, "/init_weight_transfer_engine", {"init_info": {}})
         _all(servers, "/start_weight_update", {})
         for bucket in buckets(weights, self._most_bytes):
-            tensors = [(name, tensor.contiguous()) for name, tensor in bucket]
+            tensors = _on_gpu(bucket, "ipc")
             handles = []
-            for name, tensor in tensors:
-                if not tensor.is_cuda:
-                    raise UserError(f'engine.transfer = "ipc", but {name} lies on {tensor.device}; use "files"')
+            for _, tensor in tensors:
                 card = str(torch.cuda.get_device_properties(tensor.device).uuid)
                 handles.append({card: reduce_tensor(tensor)[1]})  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the server reads this memory on a stream of its own
@@ -124,13 +122,24 @@ class Nccl:
     def send(self, servers: Sequence[Server], weights: Weights) -> None:
         members = [(server.url, server.lives) for server in servers]
         if members != self._members:  # a server that was started anew has left the group
+            self.close()
             self._group, self._members = self._join(servers), members
+        try:
+            self._broadcast(servers, weights)
+        except BaseException:
+            self.close()  # what waits on this GPU for a receiver that is gone would hold up all that comes after it
+            raise
+
+    def _broadcast(self, servers: Sequence[Server], weights: Weights) -> None:
         _all(servers, "/start_weight_update", {})
         with ThreadPoolExecutor(1) as threads:
             for bucket in buckets(weights, self._most_bytes):
-                receiving = threads.submit(_all, servers, "/update_weights", {"update_info": _described(bucket)})
-                for _, tensor in bucket:
-                    self._group.broadcast(tensor.contiguous(), src=0, stream=torch.cuda.current_stream())
+                tensors = _on_gpu(bucket, "nccl")
+                receiving = threads.submit(_all, servers, "/update_weights", {"update_info": _described(tensors)})
+                for _, tensor in tensors:
+                    if receiving.done():  # before all was sent: refused
+                        break
+                    self._group.broadcast(tensor, src=0, stream=torch.cuda.current_stream())
                 receiving.result()
         torch.cuda.synchronize()
         _all(servers, "/finish_weight_update", {})
@@ -163,7 +172,18 @@ class Nccl:
         return communicator
 
     def close(self) -> None:
-        self._group = None
+        group, self._group, self._members = self._group, None, []
+        if hasattr(group, "destroy"):  # ends what it still has on the GPU
+            group.destroy()
+
+
+def _on_gpu(bucket: Sequence[tuple[str, torch.Tensor]], way: str) -> list[tuple[str, torch.Tensor]]:
+    """The learner's are there; those of a folder, which an engine begins a stage with, are not yet."""
+    if not torch.cuda.is_available():
+        for name, tensor in bucket:
+            if not tensor.is_cuda:
+                raise UserError(f'engine.transfer = "{way}", but {name} lies on {tensor.device}; use "files"')
+    return [(name, (tensor if tensor.is_cuda else tensor.cuda()).contiguous()) for name, tensor in bucket]
 
 
 def _described(tensors: Sequence[tuple[str, torch.Tensor]]) -> dict[str, Any]:

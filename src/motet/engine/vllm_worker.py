@@ -222,7 +222,8 @@ def main(arguments: Sequence[str]) -> None:
     # not `vllm serve`: that command asks for the version of a package named vllm, which a CPU build is not
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", *arguments, *added]
     if os.environ.get(PARENT):
-        sys.exit(_watched(command, environment))
+        status = _watched(command, environment)
+        os._exit(status)  # a thread still reads standard input, on which an ordinary end would fall over
     os.execve(sys.executable, command, environment)
 
 

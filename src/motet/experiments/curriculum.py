@@ -3,8 +3,10 @@
 Arms train the same sft stage as several phases from the same weights. They differ in the longest conversations of each
 phase alone: "stepped" 16K, 32K, 64K; "jump" 16K, 64K, 64K; "direct" 64K three times. Every phase has as many steps of
 about as many tokens, the same optimizer, started anew, and the same seed, and the last phase draws the same batches in
-all arms. Each arm is an ordinary run in RUN/experiments/curriculum/ARM: killed, the same command goes on. What came
-out lies in RUN/experiments/curriculum/curriculum.json and curriculum.html.
+all arms. Several seeds do all of it again with other draws (and, where the stage starts from a model that is made by
+the recipe, other weights); the conversations held out are the same. Each arm is an ordinary run in
+RUN/experiments/curriculum/seed-N/ARM: killed, the same command goes on. What came out lies in
+RUN/experiments/curriculum/curriculum.json and curriculum.html.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.load_recipe import check
-from motet.base.recipe import Recipe, SftStage
+from motet.base.recipe import Recipe, SftStage, weights_of
 from motet.base.run import follows
 from motet.experiments import curriculum_view
 from motet.experiments.curriculum_results import judge, measure
-from motet.experiments.reuse import share
+from motet.experiments.side_by_side import Task, run_beside
 
 LENGTHS = (16384, 32768, 65536)
 """Of the paper's stages."""
@@ -62,14 +64,19 @@ def run(
     scale: float | None = None,
     batch_tokens: int | None = None,
     probes: int = 4,
+    seeds: Sequence[int] = (),
     console: bool = True,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Runs what is not done yet and returns curriculum.json's content.
 
     `stage`: which sft stage; needed when there are several. Its steps are shared among the phases. `batch_tokens`: of
     a step; unset, the stage's, else half of batch_size x the longest length. `probes`: looks at the conversations held
-    out in each phase.
+    out in each phase. `seeds`: of the arms; unset, the recipe's alone. `jobs`: so many
+    arms beside each other, each with one thread.
     """
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--seeds: give each seed once, 1,2,3 say")
     name = _stage(recipe, stage)
     config = recipe.stage[name]
     assert isinstance(config, SftStage)
@@ -79,24 +86,31 @@ def run(
     folder = runs / recipe.name
     target = folder / "experiments" / "curriculum"
     before = [n for n in recipe.stages[: recipe.stages.index(name)] if recipe.stage[n].kind != "evaluate"]
-    variants = {arm: variant(recipe, name, arm, own, before, tokens, probes) for arm in arms}
+    chosen = tuple(seeds) or (recipe.seed,)
+    start = _start(recipe, name, folder)
+    variants = {
+        (seed, arm): variant(recipe, name, arm, own, start, tokens, probes, seed) for seed in chosen for arm in arms
+    }
     if before:
         pipeline.run(recipe, folder, source, only=before, console=console)
-    results: list[dict[str, Any]] = []
-    for arm in reversed(arms):  # the direct one first: data without the longest conversations is refused at once
-        if not follows():
-            share(folder, target / arm.name, [*before, pipeline.BASE, pipeline.BASE + ".json"])
-        pipeline.run(variants[arm], target / arm.name, source, console=console)
-        results.insert(0, {**arm._asdict(), **measure(target / arm.name, phases_of(arm))})
+    results: dict[Arm, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    if jobs > 1 and not follows():
+        tasks = [Task(own, target / f"seed-{seed}" / arm.name) for (seed, arm), own in variants.items()]
+        run_beside(tasks[::-1], jobs, console=console)
+    for seed in chosen:
+        for arm in reversed(arms):  # the direct one first: data without the longest conversations is refused at once
+            place = target / f"seed-{seed}" / arm.name
+            pipeline.run(variants[seed, arm], place, source, console=console)
+            results[arm].append(measure(place, phases_of(arm)))
     report = {
         "name": recipe.name,
         "stage": name,
-        "seed": recipe.seed,
+        "seeds": list(chosen),
         "scale": scale,
         "batch_tokens": tokens,
         "phase_steps": config.steps // len(own),
         "learning_rate": config.optimizer.learning_rate,
-        "arms": judge(results, recipe.seed),
+        "arms": judge([(arm._asdict(), found) for arm, found in results.items()], recipe.seed),
     }
     if not follows():
         jsonl.write_json(target / "curriculum.json", report)
@@ -104,29 +118,48 @@ def run(
     return report
 
 
+class Start(NamedTuple):
+    """What the arms begin with."""
+
+    model: str | None
+    """A folder of weights; None: the model that the recipe makes."""
+    rows: Path
+    """The run folder, where the rows of earlier stages lie."""
+
+
+def _start(recipe: Recipe, name: str, folder: Path) -> Start:
+    origin = weights_of(recipe, name)
+    model = recipe.model.path if origin == "base" else str((folder / origin / "model").absolute())
+    return Start(model, folder.absolute())
+
+
 def phases_of(arm: Arm) -> list[str]:
     return [f"phase-{place + 1}" for place in range(len(arm.lengths))]
 
 
 def variant(
-    recipe: Recipe, name: str, arm: Arm, ladder: Sequence[int], before: Sequence[str], tokens: int, probes: int
+    recipe: Recipe, name: str, arm: Arm, ladder: Sequence[int], start: Start, tokens: int, probes: int, seed: int
 ) -> Recipe:
-    """The recipe with the stage as phases of the arm's lengths. Half of a phase's draws are from its longest rung of
-    `ladder`, the other half from those below it alike."""
+    """The recipe with nothing but the stage, as phases of the arm's lengths. Half of a phase's draws are from its
+    longest rung of `ladder`, the other half from those below it alike."""
     tree = recipe.model_dump(mode="json")
+    tree["seed"] = seed
+    if start.model is not None:
+        tree["model"] |= {"path": start.model, "tiny": None}
     config = recipe.stage[name]
     assert isinstance(config, SftStage)
     steps, names, longest = config.steps // len(arm.lengths), phases_of(arm), arm.lengths[-1]
     if steps < 2:
         raise UserError(f"stage.{name}.steps = {config.steps}: too few for {len(arm.lengths)} phases of two steps")
     tree["name"] = f"{recipe.name}-{arm.name}"
-    tree["stages"] = [*before, *names]
-    own = tree["stage"].pop(name)
-    tree["stage"] = {n: tree["stage"][n] for n in before}
+    tree["stages"] = names
+    own = tree["stage"][name]
+    own["data"] = [_source(name, source, start) for source in own["data"]]
+    tree["stage"] = {}
     for phase, length in zip(names, arm.lengths, strict=True):
         tree["stage"][phase] = {
             **own,
-            "init": own["init"] if phase == names[0] else "previous",
+            "init": "base" if phase == names[0] else "previous",
             "context": longest,
             "lengths": bands(length, ladder),
             "steps": steps,
@@ -137,6 +170,16 @@ def variant(
             "evaluate": own["evaluate"] and phase == names[-1],
         }
     return check(tree, f"experiment curriculum, arm {arm.name}")
+
+
+def _source(name: str, source: dict[str, Any], start: Start) -> dict[str, Any]:
+    """The rows of an earlier stage as the file that they lie in: the arms are runs without that stage."""
+    if source["stage"] is None:
+        return source
+    if source["rows"] != "traces":
+        raise UserError(f"stage.{name}.data: this experiment reads files, problem sets and the traces of a stage, not "
+                        f"the {source['rows']} of {source['stage']}")  # fmt: skip
+    return {**source, "stage": None, "path": str(start.rows / source["stage"] / "data.jsonl")}
 
 
 def bands(length: int, ladder: Sequence[int]) -> list[dict[str, Any]]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from motet.base import jsonl
 from motet.base.statistics import ALL, bootstrap_mean, enough_to_tell, paired_difference
 
 RESAMPLES = 1000
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t with 1 to 10 degrees of freedom."""
+CURVES = ("loss", "grad_norm", "heldout")
+MEANS = ("tokens", "trained", "seconds", "norm_median", "norm_max", "heldout")
 SPIKE = 3.0
 """A step whose gradient norm is so many times the median of the WINDOW steps before it is a spike."""
 WINDOW = 20
@@ -59,29 +63,84 @@ def measure(folder: Path, phases: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def judge(results: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The arms, each with the interval of its held-out loss and the difference to the last arm (direct), paired by
-    conversation: nats a token, averaged over conversations; below zero is better."""
-    base = results[-1]["conversations"]
-    arms = []
-    for result in results:
-        own = {key: value for key, value in result.items() if key != "conversations"}
-        values = result["conversations"]
-        own["heldout_mean"] = bootstrap_mean(list(values.values()), RESAMPLES, seed)._asdict()
-        common = [key for key in base if key in values]
-        own["difference"] = None
-        if result is not results[-1] and common:
-            pairs = [base[key] for key in common], [values[key] for key in common]
-            own["difference"] = {**paired_difference(*pairs, RESAMPLES, seed)._asdict(), "n": len(common)}
-        own["verdict"] = verdict(own["difference"])
-        arms.append(own)
-    return arms
+def judge(arms: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]], seed: int) -> list[dict[str, Any]]:
+    """The arms (name and lengths, what `measure` says for each seed): their figures as means over the seeds, their
+    held-out loss and its difference to the last arm (direct), nats a token, averaged over conversations.
+
+    With one seed intervals are bootstraps over conversations, the difference paired by conversation. With several they
+    are Student's t over the seeds' own values (`by_seed`): the conversations held out are the same for all, and what
+    another draw of the training rows would give is what is asked. Below zero is better.
+    """
+    base = arms[-1][1]
+    return [_judged(told, results, base if results is not base else None, seed) for told, results in arms]
+
+
+def _judged(
+    told: Mapping[str, Any], results: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None, seed: int
+) -> dict[str, Any]:
+    values = [list(result["conversations"].values()) for result in results]
+    by_seed = [fmean(found) for found in values]
+    one = len(results) == 1
+    own = {**told, **means(results)}
+    own["heldout_mean"] = bootstrap_mean(values[0], RESAMPLES, seed)._asdict() if one else over_seeds(by_seed)
+    own["by_seed"], own["differences"], own["difference"] = by_seed, None, None
+    if base is not None:
+        pairs = [_paired(b["conversations"], r["conversations"]) for b, r in zip(base, results, strict=True)]
+        n = min(len(pair[0]) for pair in pairs)
+        if n:
+            own["differences"] = [fmean(after) - fmean(before) for before, after in pairs]
+            found = paired_difference(*pairs[0], RESAMPLES, seed)._asdict() if one else over_seeds(own["differences"])
+            own["difference"] = {**found, "n": n, "seeds": len(results)}
+    own["verdict"] = verdict(own["difference"])
+    return own
+
+
+def _paired(base: Mapping[str, float], own: Mapping[str, float]) -> tuple[list[float], list[float]]:
+    common = [key for key in base if key in own]
+    return [base[key] for key in common], [own[key] for key in common]
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """Mean and 95 % interval by Student's t. Example: 1, 2, 3 has 2 -+ 4.303 x 1 / sqrt 3."""
+    freedom = len(values) - 1
+    # beyond the table: the first term of the expansion in 1 / degrees of freedom, which is off by less than 0.03
+    t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.95996 + 2.37 / freedom
+    mean, half = fmean(values), t * stdev(values) / len(values) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def means(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `measure` says of one arm, averaged over its seeds; spikes are those of all of them together."""
+    first = results[0]
+    found: dict[str, Any] = {key: fmean(result[key] for result in results) for key in MEANS}
+    found["tokens"], found["trained"] = round(found["tokens"]), round(found["trained"])
+    found["points"] = [
+        {"phase": point["phase"], **_mean_of([r["points"][place] for r in results], ("tokens", *CURVES))}
+        for place, point in enumerate(first["points"])
+    ]
+    found["steps_up"] = [
+        {"phase": row["phase"], **_mean_of([r["steps_up"][place] for r in results], tuple(row)[1:])}
+        for place, row in enumerate(first["steps_up"])
+    ]
+    for key in ("by_position", "by_length"):
+        found[key] = _mean_of([result[key] for result in results], tuple(first[key]))
+    found["by_length_trained"] = first["by_length_trained"]
+    found["spikes"] = sum(result["spikes"] for result in results)
+    passed = [result["final"]["mean"] for result in results if result["final"]]
+    found["final"] = None if not passed else first["final"] if len(passed) == 1 else {"mean": fmean(passed)}
+    return found
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, float | None]:
+    """None where a row has none."""
+    columns = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
+    return {key: fmean(values) if len(values) == len(rows) else None for key, values in columns.items()}
 
 
 def verdict(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return ""
-    if not enough_to_tell(difference["n"]):
+    if difference["seeds"] == 1 and not enough_to_tell(difference["n"]):
         return "too few conversations"
     if difference["high"] < 0:
         return "better"

@@ -25,7 +25,7 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['name']}, stage {report['stage']}: {len(arms[0]['lengths'])} phases of {report['phase_steps']} "
         f"steps, about {count(report['batch_tokens'])} tokens each;",
-        f"the lengths given are divided by {report['scale']:g}; seed {report['seed']}, learning rate "
+        f"the lengths given are divided by {report['scale']:g}; {_seeds(report)}, learning rate "
         f"{report['learning_rate']:g}",
         "",
         f"{'arm':<9}{'lengths':<19}{'tokens':>10}{'time':>12}  {'held-out loss':<24}{'against direct':<26}"
@@ -41,8 +41,22 @@ def summary(report: Mapping[str, Any]) -> str:
             f"{arm['name']:<9}{'-'.join(map(str, arm['lengths'])):<19}{count(arm['tokens']):>10}"
             f"{duration(arm['seconds']):>12}  {_nats(arm['heldout_mean']):<24}{apart:<26}{passed:>8}"
         )
+    if len(report["seeds"]) > 1:
+        lines += ["", f"{'by seed':<29}" + "".join(f"{seed:>12}" for seed in report["seeds"])]
+        for arm in report["arms"]:
+            found = arm["differences"] or arm["by_seed"]
+            what = f"{arm['name']}, " + ("against direct" if arm["differences"] else "held-out loss")
+            shown = [f"{value:+.4f}" if arm["differences"] else f"{value:.4f}" for value in found]
+            lines.append(f"{what:<29}" + "".join(f"{value:>12}" for value in shown))
     said = [part for line in advice(report) for part in textwrap.wrap(line, 110, subsequent_indent="    ")]
     return "\n".join([*lines, "", *_positions(report), "", *_steps_up(report), "", *said])
+
+
+def _seeds(report: Mapping[str, Any]) -> str:
+    numbers = ", ".join(map(str, report["seeds"]))
+    if len(report["seeds"]) == 1:
+        return f"seed {numbers}"
+    return f"means over the seeds {numbers}, intervals over seeds"
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
@@ -55,7 +69,8 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{arm['name']} against direct at equal tokens: {arm['verdict']} "
             f"({mean:+.4f} nats a token on {n} conversations held out, 95 % interval "
-            f"{arm['difference']['low']:+.4f} to {arm['difference']['high']:+.4f})"
+            + ("" if len(report["seeds"]) == 1 else "over seeds ")
+            + f"{arm['difference']['low']:+.4f} to {arm['difference']['high']:+.4f})"
         )
     spikes = ", ".join(f"{arm['name']} {arm['spikes']}" for arm in report["arms"])
     return [*lines, f"steps whose gradient norm is three times the median before: {spikes}"]

@@ -21,8 +21,11 @@ from motet.base.recipe import FilterStage, Recipe, RlStage, weights_of
 from motet.base.run import follows
 from motet.experiments import filter_cost_view
 from motet.experiments.filter_cost_results import judge, measure
+from motet.experiments.side_by_side import Task, run_beside
 
 ARMS = ("filter", "refill", "neither")
+SLOWEST_FIRST = ("refill", "filter", "neither")
+"""Beside each other, so that no slow one begins last."""
 REFILL = 3.0
 """Batches a step: what DAPO spends at most over GRPO (evidence: up to three times the rollouts)."""
 EVERYTHING = 1_000_000_000
@@ -38,9 +41,11 @@ def run(
     stage: str | None = None,
     probes: int = 8,
     console: bool = True,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Runs what is not done yet and returns filter-cost.json's content. `stage`: which rl stage; `refill`: budget of
-    the arm that refills; `probes`: how often an arm looks at the held-out problems, where the recipe does not say."""
+    the arm that refills; `probes`: how often an arm looks at the held-out problems, where the recipe does not say;
+    `jobs`: so many arms beside each other, each with one thread: their seconds are those of such a run."""
     name, filtering = _stages(recipe, stage)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("--seeds: give each seed once, 1,2,3 say")
@@ -52,14 +57,19 @@ def run(
         pipeline.run(recipe, folder, source, only=before, console=console)
     model = recipe.model.path if origin == "base" else str((folder / origin / "model").absolute())
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    starts = {seed: starting(recipe, seed, model) for seed in seeds}
+    arms = {(seed, arm): variant(recipe, name, filtering, arm, seed, model, refill, probes)
+            for arm in SLOWEST_FIRST for seed in seeds}  # fmt: skip
+    if jobs > 1 and not follows():
+        tasks = [Task(own, target / f"seed-{seed}" / arm) for (seed, arm), own in arms.items()]
+        tasks += [Task(own, target / f"seed-{seed}" / START) for seed, own in starts.items()]
+        run_beside(tasks, jobs, console=console)
     for seed in seeds:
         place = target / f"seed-{seed}"
-        start = starting(recipe, seed, model)
-        pipeline.run(start, place / START, source, console=console)
+        pipeline.run(starts[seed], place / START, source, console=console)
         for arm in ARMS:
-            own = variant(recipe, name, filtering, arm, seed, model, refill, probes)
-            pipeline.run(own, place / arm, source, console=console)
-            results[arm].append(measure(place / arm, own, name, filtering, place / START / START))
+            pipeline.run(arms[seed, arm], place / arm, source, console=console)
+            results[arm].append(measure(place / arm, arms[seed, arm], name, filtering, place / START / START))
     report = _report(recipe, name, filtering, list(seeds), results, refill)
     if not follows():
         jsonl.write_json(target / "filter-cost.json", report)

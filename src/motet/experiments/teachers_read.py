@@ -176,9 +176,10 @@ def _of_file(teacher: Teacher, context: Context) -> Gathered:
     """Given traces. One whose question is a problem of the recipe is judged by its verifier, and left out where it is
     held out; any other is taken as it is, without the system prompt that its teacher had."""
     assert teacher.file is not None
+    asked_of = {problem_key(conversation.messages[:-1]) for conversation in read_conversations(str(teacher.file))}
     sides = [context.split(name) for name in context.recipe.problems]
-    known = {problem_key(p.messages): p for side in sides for p in side.train}
-    held = {problem_key(p.messages) for side in sides for p in side.heldout}
+    known = {key: p for side in sides for p in side.train if (key := problem_key(p.messages)) in asked_of}
+    held = {key for side in sides for p in side.heldout if (key := problem_key(p.messages)) in asked_of}
     asked, verified, tokens, dropped = 0, 0, 0, Counter[str]()
     traces, problems = list[Trace](), dict[str, Problem]()
     for conversation in read_conversations(str(teacher.file)):

@@ -2,7 +2,8 @@
 
 The judge is a function from texts to texts, whoever answers. Each trace is asked about twice, with the two verdicts
 named in either order, because models prefer what is named first: only two complaints drop a trace. Every reply goes to
-a journal, so a killed run asks nothing twice. A sample drawn at random is written to audit.jsonl, for a person to read.
+a journal, so a killed run asks nothing twice. A sample drawn at random, and some complaints, are written to
+audit.jsonl for a person to read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Judge = Callable[[Sequence[str]], Sequence[str]]
 
 WORDS = ("SOUND", "FALSE")
 BATCH = 64
+COMPLAINT = "for its complaint"
+COMPLAINTS = 20
+"""In an audit: where the random draw has fewer, others are drawn for their complaint."""
 LONGEST = 24_000
 """Characters of a trace that are shown: its beginning and its end."""
 _REPLY = re.compile(r"VERDICT:\W*(SOUND|FALSE)\b(.*)", re.IGNORECASE | re.DOTALL)
@@ -73,10 +77,10 @@ class JudgeRule:
             while batch := list(islice(stream, BATCH)):
                 asked = [question(prompt, trace, swapped) for _, prompt, trace in batch for swapped in (False, True)]
                 ids = [content_id(text) for text in asked]
-                new = [at for at, id in enumerate(ids) if id not in known]
-                for at, reply in zip(new, self._judge([asked[at] for at in new]) if new else (), strict=True):
-                    known[ids[at]] = reply
-                    journal.append({"question": ids[at], "reply": reply})
+                new = {id: text for id, text in zip(ids, asked, strict=True) if id not in known}
+                for id, reply in zip(new, self._judge(list(new.values())) if new else (), strict=True):
+                    known[id] = reply
+                    journal.append({"question": id, "reply": reply})
                 for place, (row, _, _) in enumerate(batch):
                     replies = [read(known[id]) for id in ids[2 * place : 2 * place + 2]]
                     self.opinions[row] = opinion = _opinion(replies)
@@ -84,33 +88,33 @@ class JudgeRule:
 
     def audit(self, file: Path, texts: Callable[[int], tuple[str, str]]) -> dict[str, Any]:
         """Draws rows at random into `file`, and says how often the judge agreed with itself: {asked, complaints, split,
-        unread, self_agreement {mean, low, high}, sample}. `human` is left for a reader: `agreement` counts it."""
+        unread, self_agreement {mean, low, high}, sample}. `human` is left for a reader: `motet audit` counts it."""
         asked = sorted(self.opinions)
-        sample = sorted(random.Random(seed_of("audit", len(asked))).sample(asked, min(self._size, len(asked))))
+        stream = random.Random(seed_of("audit", len(asked)))
+        sample = stream.sample(asked, min(self._size, len(asked)))
+        wrong = [row for row in asked if self.opinions[row].complaint is not None]
+        more = sorted(set(wrong) - set(sample))
+        more = stream.sample(more, min(len(more), max(0, COMPLAINTS - len(set(wrong) & set(sample)))))
+        drawn = {**dict.fromkeys(sample, "at random"), **dict.fromkeys(more, COMPLAINT)}
         rows = []
-        for row in sample:
+        for row in sorted(drawn):
             prompt, trace = texts(row)
-            told = "false" if self.opinions[row].complaint is not None else "sound"
-            rows.append({"row": row, "prompt": prompt, "text": trace, "judge": told,
-                         "complaint": self.opinions[row].complaint, "human": None})  # fmt: skip
+            complaint = self.opinions[row].complaint
+            rows.append({"rule": "judge", "drawn": drawn[row], "row": row, "prompt": prompt, "text": trace,
+                         "judge": "sound" if complaint is None else "false", "complaint": complaint,
+                         "human": None})  # fmt: skip
         jsonl.write(file, rows)
         replies = [opinion.replies for opinion in self.opinions.values()]
         read_twice = [pair for pair in replies if "unread" not in pair]
         same = sum(a == b for a, b in read_twice)
         return {
             "asked": len(asked),
-            "complaints": sum(opinion.complaint is not None for opinion in self.opinions.values()),
+            "complaints": len(wrong),
             "split": len(read_twice) - same,
             "unread": len(replies) - len(read_twice),
             "self_agreement": share(same, len(read_twice)),
             "sample": len(sample),
         }
-
-
-def agreement(file: Path) -> dict[str, Any]:
-    """How often the judge agreed with the `human` ("sound" or "false") of an audit.jsonl: {mean, low, high, n}."""
-    rows = [row for _, row in jsonl.read(file) if row["human"] in ("sound", "false")]
-    return {**share(sum(row["human"] == row["judge"] for row in rows), len(rows)), "n": len(rows)}
 
 
 def share(part: int, whole: int) -> dict[str, float | None]:

@@ -38,6 +38,7 @@ def facts(run: RunFolder, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str
         "comparisons": found,
         "data": {s.name: _data(s.data) for s in run.stages if s.data},
         "funnel": {s.name: _funnel(s.funnel) for s in run.stages if s.funnel},
+        "teachers": {s.name: wrote for s in run.stages if (wrote := teachers(s))},
         "sft": {s.name: _sft(s) for s in run.of_kind("sft") if s.metrics},
         "filter": _last_of({s.name: _filter(s.filter) for s in run.stages if s.filter}),
         "rl": _last_of({s.name: _rl(s) for s in run.of_kind("rl") if s.metrics}),
@@ -92,6 +93,32 @@ def _funnel(funnel: Mapping[str, Any]) -> dict[str, Any]:
     """Without the examples, which belong on the page."""
     rules = [{k: v for k, v in table(rule).items() if k != "examples"} for rule in listing(funnel.get("rules"))]
     return {**{k: v for k, v in funnel.items() if k != "rules"}, "rules": rules}
+
+
+def teachers(stage: StageFolder) -> dict[str, dict[str, Any]]:
+    """Who wrote a stage's traces, and its judge of facts: {name: {kind, problems, requests, failures, input_tokens,
+    output_tokens, traces, correct, kept, yield, cost, unsure, cost_per_kept, tokens_per_kept}}; None where a number
+    is not known. yield: kept of the traces asked for; cost: the most that was spent, what is unsure included."""
+    found = {name: _teacher(table(row), "teacher") for name, row in stage.teachers.items()}
+    return {**found, **({"judge of facts": _teacher(stage.judge, "judge")} if stage.judge else {})}
+
+
+def _teacher(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    known = {key: number(row.get(key)) for key in ("problems", "requests", "input_tokens", "traces", "correct", "kept",
+                                                   "unsure")}  # fmt: skip
+    kept, traces, cost = known["kept"], known["traces"], number(row.get("cost"))
+    output = number(row.get("output_tokens")) or number(row.get("tokens"))
+    spent = None if cost is None else cost + (known["unsure"] or 0.0)
+    return {
+        "kind": kind,
+        **known,
+        "failures": sum(number(count) or 0.0 for count in table(row.get("failures")).values()),
+        "output_tokens": output,
+        "yield": kept / traces if kept is not None and traces else None,
+        "cost": spent,
+        "cost_per_kept": spent / kept if spent is not None and kept else None,
+        "tokens_per_kept": output / kept if output is not None and kept else None,
+    }
 
 
 def _sft(stage: StageFolder) -> dict[str, Any]:

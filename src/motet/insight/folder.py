@@ -27,6 +27,10 @@ class StageFolder:
     data: dict[str, Any] = field(default_factory=dict)
     funnel: dict[str, Any] = field(default_factory=dict)
     filter: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, Any] = field(default_factory=dict)
+    """Of a synthesize stage, by name."""
+    judge: dict[str, Any] = field(default_factory=dict)
+    """What a judge of facts took, where it is paid for."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """This stage's rows of metrics.jsonl, in order of steps; a repeated step keeps its last row."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +108,8 @@ def _stage(
         missing.append(f"Stage {name} did not finish{seen}.")
     elif status == "not started":
         missing.append(f"Stage {name} has not started.")
-    expected = {"data.json": ("sft",), "funnel.json": ("synthesize", "clean"), "filter.json": ("filter",)}
+    expected = {"data.json": ("sft",), "funnel.json": ("synthesize", "clean"), "filter.json": ("filter",),
+                "teachers.json": ("synthesize",), "judge.json": ()}  # fmt: skip
     found = {}
     for file, owners in expected.items():
         read = _document if done and kind in owners else _optional
@@ -114,7 +119,7 @@ def _stage(
         missing.append(f"{name}/evaluation.json is missing: no evaluation of this stage.")
     return StageFolder(
         name, kind, status, path, manifest, evaluation, found["data.json"], found["funnel.json"], found["filter.json"],
-        metrics, settings,
+        found["teachers.json"], found["judge.json"], metrics, settings,
     )  # fmt: skip
 
 

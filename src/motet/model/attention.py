@@ -5,6 +5,7 @@ Legend: T packed tokens, H query heads, K key/value heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from motet.model.kernels import Documents, attend
 from motet.model.ulysses import SequenceGroup, ulysses
 
 NAME = "motet"
+OfRow = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+"""([T, H, D], [T, K, D], [T, K, D], scaling) -> [T, H, D]."""
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
@@ -27,10 +30,12 @@ def packed_attention(
     dropout: float = 0.0,
     documents: Documents | None = None,
     sequence: SequenceGroup | None = None,
+    instead: OfRow | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document. Returns [1, T, H, D]. With `sequence`, T are this process's tokens of a
-    row that several processes share, and `documents` describes the whole row.
+    row that several processes share, and `documents` describes the whole row. `instead` runs in place of all this,
+    where a block is run a tile of its tokens at a time (model/halves.py).
 
     Raises ValueError for a model whose attention has more to it than this: a wrong number would be silent.
     """
@@ -39,10 +44,17 @@ def packed_attention(
             raise ValueError(
                 f"{type(module).__name__} asks for {name}={kwargs[name]!r}: not supported by this attention"
             )
-    assert documents is not None and attention_mask is None and dropout == 0.0
+    assert attention_mask is None and dropout == 0.0
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
+    run = instead or of_row(documents, sequence)
+    return run(query_THD, key_TKD, value_TKD, scaling)[None], None
+
+
+def of_row(documents: Documents | None, sequence: SequenceGroup | None) -> OfRow:
+    """Attention over a whole row."""
+    assert documents is not None
     run = attend if sequence is None else ulysses(attend, sequence)
-    return run(query_THD, key_TKD, value_TKD, documents, scaling)[None], None
+    return lambda query, key, value, scaling: run(query, key, value, documents, scaling)
 
 
 AttentionInterface.register(NAME, packed_attention)

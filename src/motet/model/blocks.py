@@ -14,6 +14,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Model
 from motet.model import recompute
 from motet.model.keep import Keeping
+from motet.model.tiles import tile
 
 
 def blocks_of(model: Any) -> list[torch.nn.Module]:
@@ -26,7 +27,7 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 
 
 def is_compiled(config: Model, on_gpu: bool) -> bool:
-    """Whether blocks are compiled; what offloading tiles never is."""
+    """Whether blocks are compiled; what is offloaded never is."""
     wanted = config.compile == "on" or (config.compile == "auto" and on_gpu and config.dtype != "float32")
     return wanted and config.recompute != "offload"
 
@@ -48,4 +49,6 @@ def prepare(model: Any, config: Model, device: torch.device) -> Keeping | None:
     norm = getattr(model.base_model, "norm", None)
     if compiled and norm is not None:
         norm.forward = torch.compile(norm.forward)
+    elif config.recompute == "offload" and norm is not None:
+        tile(norm)
     return keeping

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from motet.model.recompute import Policy
 
 LADDER: tuple[Policy, ...] = ("none", "matmul", "attention", "full")
-"""From most kept to least; "offload" comes after, where nothing else fits."""
+"""From most kept to least; "offload" comes after, where none of them fits."""
 MARGIN = 0.08
 """Share of a device's memory that is left alone: the context, libraries' buffers, holes between tensors."""
-TILE = 16_384
-"""Tokens of a tile where MLP and norms are tiled (model/tiles.py)."""
+TILE = 8192
+"""Tokens of a tile, where a row is cut into tiles (model/halves.py, model/tiles.py). Matrix products of this many rows
+gain nothing from more."""
 HEAD_BUDGET, HEAD_ROWS = 1_900_000_000, 4096
 """Bytes and rows of a chunk of logits and their gradient at most (train/logprobs.py)."""
 
@@ -119,20 +120,18 @@ class BlockBytes:
     """From a block's forward to its backward pass; its input belongs to it."""
     backward: dict[Policy, int]
     """In its backward pass, beyond what it keeps."""
-    tiled: int
-    """Of an offloaded block outside of attention, while its MLP works on one tile after the other."""
+    cut: int
+    """Of an offloaded block of a row that is longer than a tile."""
     tile: int
-    """For each token of such a tile."""
+    """For each token of such a tile, on top."""
     sums: int
     """Bytes of the float32 sums of its weights' gradients."""
 
     def working(self, policy: Policy, tokens: int) -> int:
         """In the backward pass of a block, bytes beyond what it keeps."""
-        attention = tokens * self.backward[policy]
-        if policy != "offload":
-            return attention
-        whole = tokens <= TILE  # such a row is not cut
-        return max(attention, tokens * self.tiled + min(tokens, TILE) * self.tile + (0 if whole else self.sums))
+        if policy != "offload" or tokens <= TILE:
+            return tokens * self.backward[policy]
+        return tokens * self.cut + TILE * self.tile + self.sums
 
 
 def block_bytes(sizes: Sizes, compute: Compute) -> BlockBytes:
@@ -227,9 +226,10 @@ def _eager(sizes: Sizes, compute: Compute) -> BlockBytes:
 
 def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: Sizes, compute: Compute) -> BlockBytes:
     """An offloaded block runs operation by operation; its input, and that of the one before it, come back for its
-    backward pass, of which MLP and norms work on one tile after the other."""
+    backward pass. Of a row longer than a tile attention is in one piece, the rest a tile at a time, and the input of
+    the block before comes when attention is done."""
     e, w = compute.element, _Widths.of(sizes, compute)
-    D, Q, inside = w.D, w.Q, w.inside
+    D, Q, K, inside = w.D, w.Q, w.K, w.inside
     shared = compute.sp > 1
     norm = 4 + e
     saved = (w.pre_q + w.pre_k) * norm + e * (2 * Q + 2 * inside + Q * shared) + w.rms + w.lse
@@ -237,13 +237,17 @@ def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: S
     adapted = 7 * e * compute.rank  # results of the first products of the adapters
     came_back = 2 if compute.host else 1
     held = (5 + came_back) * e * D + saved
+    # attention's inputs and result, its result's gradient, and when those of its inputs are made, these too
+    attention = e * (4 * Q + 4 * K + (3 * Q + 4 * inside) * shared) + w.lse + w.sums
+    # of a tile everything that its block computes, and gradients: the MLP's, or queries' and keys' norms'
+    tile = e * (4 * D + 2 * Q + 2 * K + 3 * w.up + 2 * w.M) + 2 * D * norm + (w.pre_q + w.pre_k) * norm + adapted
     return BlockBytes(
         kept={p: n + adapted * (p in ("none", "matmul")) for p, n in kept.items()}
         | {"offload": 0 if compute.host else e * D},
         backward=backward | {"offload": adapted + held + max(heads, (w.pre_q > 0) * 12 * Q * e - saved)},
-        tiled=held,
-        tile=e * (2 * w.up + 2 * w.M + 4 * D),
-        sums=4 * sizes.mlp * D * (3 if sizes.gated else 2),
+        cut=3 * e * D + attention,
+        tile=tile,
+        sums=4 * sizes.block,
     )
 
 
@@ -296,7 +300,8 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     e, D, T, N = compute.element, sizes.width, row.tokens, row.scored
     always = T * (64 + 2 * sizes.head * e) + (T * e * D if "offload" in policies and compute.host else 0)
     kept = [T * block.kept[policy] for policy in policies]
-    last = T * (e * D + (0 if compute.compiled else D * (4 + e)))
+    tiled = T > TILE and "offload" in policies
+    last = T * (e * D + (0 if compute.compiled or tiled else D * (4 + e)))
     weight = sizes.embedding * row.head_trained
     rows = min(chunk_rows(sizes.vocabulary, e), max(128, N))
     logits = rows * sizes.vocabulary * (4 + e + (8 if row.entropy_gradient else 0))
@@ -314,15 +319,17 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
 
 
 def choose(sizes: Sizes, compute: Compute, row: Row, room: int) -> list[Policy]:
-    """The first policies of the ladder that fit into `room` bytes. Where blocks differ, the later ones keep more: the
-    backward pass begins with them, and frees what they keep before another has to be computed again."""
+    """The first policies of the ladder that fit into `room` bytes; where none do, what takes least. Where blocks
+    differ, the later ones keep more: the backward pass begins with them, and frees what they keep before another has to
+    be computed again."""
     count = sizes.layers
     for more, less in itertools.pairwise(LADDER):
         for kept in range(count, 0, -1):
             policies: list[Policy] = [less] * (count - kept) + [more] * kept
             if peak_of(sizes, compute, row, policies).total <= room:
                 return policies
-    return ["full"] * count
+    last: list[list[Policy]] = [["full"] * count, ["offload"] * count]
+    return min(last, key=lambda policies: peak_of(sizes, compute, row, policies).total)
 
 
 @dataclass(frozen=True)

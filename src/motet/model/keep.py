@@ -65,8 +65,7 @@ class Keeping:
     def __call__(self, tokens: int) -> list[Policy]:
         gradients, states = self.pending()
         allocated = torch.cuda.memory_allocated(self._device)
-        free, total = torch.cuda.mem_get_info(self._device)
-        room = free + torch.cuda.memory_reserved(self._device) - int(MARGIN * total) - allocated - states
+        room = _usable(self._device) - allocated - states
         row, waiting = self.row(tokens, gradients), self._waiting()
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
@@ -102,3 +101,11 @@ class Keeping:
         if peak > before and predicted > _WORTH:
             self.correction = max(0.8, (peak - allocated) / predicted) * _MEASURED
         self._expected = None
+
+
+def _usable(device: torch.device) -> int:
+    """Bytes that this process may have in tensors, those that it has included: what others leave of the device, or the
+    share of it that was set (torch.cuda.set_per_process_memory_fraction)."""
+    free, total = torch.cuda.mem_get_info(device)
+    most = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + torch.cuda.memory_reserved(device), most) - int(MARGIN * most)

@@ -118,10 +118,10 @@ def reads_shared_prompts(device: torch.device | str, dtype: torch.dtype) -> bool
     return not (torch.device(device).type == "cuda" and dtype in packed.DTYPES)
 
 
-def describe(device: torch.device | str, dtype: torch.dtype) -> str:
-    """Which kernel `attend` runs for tensors of this kind, in words."""
+def describe(device: torch.device | str, dtype: torch.dtype, width: int = 128) -> str:
+    """Which kernel `attend` runs for tensors of this kind and heads of this width, in words."""
     if torch.device(device).type == "cuda" and dtype in packed.DTYPES:
-        return packed.describe(torch.device(device))
+        return packed.describe(torch.device(device), width)
     return f"SDPA over documents of like length ({torch.device(device).type}, {str(dtype).removeprefix('torch.')})"
 
 

@@ -1,80 +1,127 @@
 """A block whose input waits for the backward pass in host memory, and which is computed again from it.
 
 Copies run on a stream of their own: out while the next blocks run, back while the block after this one is computed
-again. On a CPU, where there is nothing to move, this is full recomputation.
+again. On a CPU, where there is nothing to move, this is full recomputation. A row longer than a tile goes through the
+block in halves (model/halves.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-Run = Callable[..., torch.Tensor]
+from motet.model import attention
+from motet.model.footprint import TILE
+from motet.model.halves import Halves
+
+PIECE = 2**27
+"""Bytes of a pinned buffer. A power of two: torch rounds a pinned buffer's size up to the next one, which for an input
+of 2.1 GiB would take 4."""
+SPARED = 6 * 2**30
+"""Bytes of host memory that are left alone."""
 
 
 def offloaded(
-    run: Run, host: Host, index: int, block: torch.nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any
+    host: Host, index: int, block: torch.nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """run(block, hidden, ...), of which only `hidden` is kept, outside of the device."""
+    """block(hidden, ...), of which only `hidden` is kept, outside of the device."""
     # a result has a gradient although nothing that goes into the first block may have one (adapters)
     anchor = torch.empty(0, device=hidden.device, requires_grad=True)
-    out: torch.Tensor = _Offloaded.apply(anchor, hidden, run, host, index, block, args, kwargs)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _Offloaded.apply(anchor, hidden, host, index, block, args, kwargs)  # type: ignore[no-untyped-call]
+    return out
+
+
+def in_tiles(host: Host, block: torch.nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """block(hidden, ...) without gradients."""
+    if hidden.shape[1] > host.tile:
+        return _halves(host, block, args, kwargs).forward(hidden)
+    out: torch.Tensor = type(block).forward(block, hidden, *args, **kwargs)
     return out
 
 
 class Host:
-    """Pinned buffers, one for each block, used again in every step."""
+    """Pinned pieces of host memory, those of a block used again in every step. Where host memory ends, inputs stay
+    where they are: those of the later blocks, which the backward pass needs first."""
 
-    def __init__(self) -> None:
-        self._buffers: dict[int, torch.Tensor] = {}
-        self._held: dict[int, torch.Tensor] = {}
+    def __init__(self, tile: int | None = None) -> None:
+        """`tile`: tokens of one; unset, TILE."""
+        self.tile = tile or TILE
+        self._pieces: dict[int, list[torch.Tensor]] = {}
+        self._held: dict[int, torch.Tensor | tuple[torch.Size, torch.dtype]] = {}
         self._coming: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
         self._stream: torch.cuda.Stream | None = None
 
     def put(self, index: int, hidden: torch.Tensor) -> None:
-        if not hidden.is_cuda:
+        pieces = self._pieces.setdefault(index, [])
+        missing = -(-hidden.nbytes // PIECE) - len(pieces)
+        if not hidden.is_cuda or (missing > 0 and missing * PIECE > host_memory() - SPARED):
             self._held[index] = hidden
             return
-        stream = self._side()
-        size = hidden.numel()
-        buffer = self._buffers.get(index)
-        if buffer is None or buffer.numel() < size or buffer.dtype != hidden.dtype:
-            buffer = self._buffers[index] = torch.empty(size, dtype=hidden.dtype, pin_memory=True)
-        self._held[index] = buffer[:size].view(hidden.shape)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._held[index].copy_(hidden, non_blocking=True)
-        hidden.record_stream(stream)
-
-    def take(self, index: int) -> torch.Tensor:
-        """The input of this block on the device; the one before it begins to come back."""
-        if self._stream is None:
-            return self._held.pop(index)
-        self._fetch(index)
-        hidden, ready = self._coming.pop(index)
-        torch.cuda.current_stream().wait_event(ready)
-        hidden.record_stream(torch.cuda.current_stream())
-        del self._held[index]
-        if index - 1 in self._held:
-            self._fetch(index - 1)
-        return hidden
-
-    def _fetch(self, index: int) -> None:
-        if index in self._coming:
-            return
-        stream = self._side()
-        with torch.cuda.stream(stream):
-            hidden = self._held[index].to("cuda", non_blocking=True)
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-            ready.record(stream)
-        self._coming[index] = hidden, ready
-
-    def _side(self) -> torch.cuda.Stream:
+        pieces += [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(missing)]
+        self._held[index] = hidden.shape, hidden.dtype
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
-        return self._stream
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for piece, own in zip(pieces, _cut(hidden), strict=False):
+                piece[: own.numel()].copy_(own, non_blocking=True)
+        hidden.record_stream(self._stream)
+
+    def take(self, index: int) -> torch.Tensor:
+        """The input of this block on the device."""
+        held = self._held[index]
+        if isinstance(held, torch.Tensor):
+            found = held
+        else:
+            self._fetch(index, *held)
+            found, ready = self._coming.pop(index)
+            torch.cuda.current_stream().wait_event(ready)
+        del self._held[index]
+        return found
+
+    def begin(self, index: int) -> None:
+        """The input of this block, if there is one, begins to come back."""
+        held = self._held.get(index)
+        if isinstance(held, tuple):
+            self._fetch(index, *held)
+
+    def _fetch(self, index: int, shape: torch.Size, dtype: torch.dtype) -> None:
+        if index in self._coming:
+            return
+        assert self._stream is not None
+        hidden = torch.empty(shape, dtype=dtype, device="cuda")
+        # its memory may have been another tensor's of the computation a moment ago
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for piece, own in zip(self._pieces[index], _cut(hidden), strict=False):
+                own.copy_(piece[: own.numel()], non_blocking=True)
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+            ready.record(self._stream)
+        self._coming[index] = hidden, ready
+
+
+def host_memory(root: Path = Path("/")) -> int:
+    """Bytes of host memory that this process may still take: the machine's, or what its control group is allowed."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return 1 << 62
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
+    group = root / "sys/fs/cgroup"
+    try:
+        most, now = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no group, or one without a limit
+        return free
+    return min(free, most - now + int(counts.get("inactive_file", 0)))
+
+
+def _cut(x: torch.Tensor) -> list[torch.Tensor]:
+    """Its bytes, by pieces."""
+    flat = x.view(-1).view(torch.uint8)
+    return [flat[start : start + PIECE] for start in range(0, flat.numel(), PIECE)]
 
 
 class _Offloaded(torch.autograd.Function):
@@ -83,22 +130,32 @@ class _Offloaded(torch.autograd.Function):
         ctx: Any,
         anchor: torch.Tensor,
         hidden: torch.Tensor,
-        run: Run,
         host: Host,
         index: int,
         block: torch.nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        ctx.call = run, host, index, block, args, kwargs
+        hidden = hidden.contiguous()
+        ctx.call = host, index, block, args, kwargs
         host.put(index, hidden)
-        return run(block, hidden, *args, **kwargs)
+        return in_tiles(host, block, hidden, *args, **kwargs)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        run, host, index, block, args, kwargs = ctx.call
-        hidden = host.take(index).detach().requires_grad_(ctx.needs_input_grad[1])
+        host, index, block, args, kwargs = ctx.call
+        hidden = host.take(index)
+        if hidden.shape[1] > host.tile:
+            halves = _halves(host, block, args, kwargs)
+            return None, halves.backward(hidden, grad, lambda: host.begin(index - 1)), *[None] * 5
+        host.begin(index - 1)
+        hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[1])
         with torch.enable_grad():
-            out = run(block, hidden, *args, **kwargs)
+            out = type(block).forward(block, hidden, *args, **kwargs)
         torch.autograd.backward(out, grad)
-        return None, hidden.grad, *[None] * 6
+        return None, hidden.grad, *[None] * 5
+
+
+def _halves(host: Host, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Halves:
+    attend = attention.of_row(kwargs.get("documents"), kwargs.get("sequence"))
+    return Halves(block, attend, args, kwargs, host.tile)

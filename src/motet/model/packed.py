@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 
 DTYPES = (torch.bfloat16, torch.float16)
+FLASH4_WIDTHS, CUDNN_WIDTH = (64, 96, 128), 128
+"""Widths of a head that FlashAttention 4 takes forward and backward, and the largest of cuDNN; varlen takes up to 256.
+All take multiples of 8 alone: other widths are filled up with zeros."""
 LONG = 3072
 """From how many tokens on a document has a cuDNN call of its own. TFLOP/s of cuDNN and of varlen flash attention on an
 H100, forward and backward: 69 and 165 at 1,024 tokens, 220 and 230 at 2,048, 348 and 268 at 4,096."""
@@ -229,25 +232,29 @@ def attend(
     scale: float,
     kernel: str = "",
 ) -> torch.Tensor:
-    """Causal attention inside each document, [T, H, D], contiguous. `kernel`: a name of KERNELS; empty: the fastest."""
+    """Causal attention inside each document, [T, H, D]. `kernel`: a name of KERNELS; empty: the fastest."""
+    width = query_THD.shape[-1]
+    if missing := -width % 8:
+        query_THD, key_TKD, value_TKD = (F.pad(x, (0, missing)) for x in (query_THD, key_TKD, value_TKD))
     out, _ = torch.ops.motet.attend(query_THD, key_TKD, value_TKD, starts, starts_host, scale, kernel)
-    return out  # type: ignore[no-any-return]
+    return out[..., :width] if missing else out  # type: ignore[no-any-return]
 
 
-def fastest(device: torch.device) -> str:
-    """The kernel's name. FlashAttention 4 is written for compute capability 9 and 10, cuDNN's attention from 8 on. From
-    512 tokens a document to 64K it is the fastest, or within 6 % of it (8 documents of 1,024)."""
+def fastest(device: torch.device, width: int = 128) -> str:
+    """The kernel's name for heads of this width. FlashAttention 4 is written for compute capability 9 and 10, cuDNN's
+    attention from 8 on. From 512 tokens a document to 64K it is the fastest, or within 6 % of it (8 documents of
+    1,024)."""
     if device.type != "cuda":
         return "plain"
     major, _ = torch.cuda.get_device_capability(device)
-    if major in (9, 10) and _flash4_installed():
+    if major in (9, 10) and width in FLASH4_WIDTHS and _flash4_installed():
         return "flash4"
     cudnn: bool = torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
-    return "cudnn+varlen" if major >= 8 and cudnn else "varlen"
+    return "cudnn+varlen" if major >= 8 and cudnn and width <= CUDNN_WIDTH else "varlen"
 
 
-def describe(device: torch.device) -> str:
-    return _WORDS[fastest(device)]
+def describe(device: torch.device, width: int = 128) -> str:
+    return _WORDS[fastest(device, width)]
 
 
 @torch.library.custom_op("motet::attend", mutates_args=())
@@ -261,7 +268,7 @@ def _attend(
     kernel: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     row = Row(starts, starts_host.tolist(), scale)
-    out, lse = KERNELS[kernel or fastest(query.device)].forward(query, key, value, row)
+    out, lse = KERNELS[kernel or fastest(query.device, query.shape[-1])].forward(query, key, value, row)
     return out.contiguous(), lse
 
 
@@ -279,7 +286,7 @@ def _attend_backward(
     kernel: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     row = Row(starts, starts_host.tolist(), scale)
-    found = KERNELS[kernel or fastest(query.device)].backward(grad, (query, key, value, out, lse), row)
+    found = KERNELS[kernel or fastest(query.device, query.shape[-1])].backward(grad, (query, key, value, out, lse), row)
     dq, dk, dv = (x.contiguous() for x in found)
     return dq, dk, dv
 

@@ -6,7 +6,7 @@
 | matmul | attention, and results of matrix products | norms, rotations, activations, residual sums |
 | attention | attention (result and log-sum-exp) | everything else |
 | full | nothing | everything |
-| offload | nothing, and the input waits in host memory | everything, MLPs and norms a tile of the tokens at a time |
+| offload | nothing, and the input waits in host memory | everything, all but attention a tile of the tokens at a time |
 
 Policies work per operation (`torch.utils.checkpoint.create_selective_checkpoint_contexts`) and change no number: what
 is computed again is computed by the same operations from the same inputs.
@@ -27,8 +27,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from motet.model import packed  # noqa: F401  # defines torch.ops.motet.attend
-from motet.model.offload import Host, offloaded
-from motet.model.tiles import tile
+from motet.model.offload import Host, in_tiles, offloaded
 
 Policy = Literal["none", "matmul", "attention", "full", "offload"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -53,52 +52,47 @@ class Chooser(Protocol):
 
 
 def apply(
-    blocks: Sequence[torch.nn.Module], policies: Sequence[Policy] | Policy | Chooser, compiled: bool = False
+    blocks: Sequence[torch.nn.Module],
+    policies: Sequence[Policy] | Policy | Chooser,
+    compiled: bool = False,
+    tile: int | None = None,
 ) -> None:
     """Replaces each block's forward pass. `policies`: one for all blocks, or one for each, or what chooses them for a
-    row. Without gradients nothing is kept, whatever the policy. With "offload" nothing is compiled: where it is needed,
-    attention is nearly all of the time."""
+    row. Without gradients nothing is kept, whatever the policy. What "offload" runs is never compiled: where it is
+    needed, attention is nearly all of the time. `tile`: tokens of a tile of an offloaded block's row."""
     if isinstance(policies, str):
         if policies == "none" and not compiled:
             return
         policies = [policies] * len(blocks)
-    offloads = not callable(policies) and "offload" in policies
-    compiled = compiled and not offloads  # tiles are loops over the tokens
     runs: dict[Policy, Callable[..., Any]] = dict(_RUNS)
     if compiled:
         runs = {policy: torch.compile(run, fullgraph=True) for policy, run in _RUNS.items()}
-    row = _Row(runs, policies)
+    row = _Row(runs, policies, Host(tile))
     for index, block in enumerate(blocks):
         block.forward = partial(row.run, index, block)
-    if offloads:
-        _tile(blocks)
 
 
 class _Row:
     """Runs blocks by the policies of the row that they are given."""
 
-    def __init__(self, runs: dict[Policy, Callable[..., Any]], policies: Sequence[Policy] | Chooser) -> None:
+    def __init__(
+        self, runs: dict[Policy, Callable[..., Any]], policies: Sequence[Policy] | Chooser, host: Host
+    ) -> None:
         self._runs, self._policies = runs, policies
         self._chosen: Sequence[Policy] = () if callable(policies) else policies
-        self._host = Host()
+        self._host = host
 
     def run(self, index: int, block: torch.nn.Module, hidden_1TD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
+            if self._chosen and self._chosen[index] == "offload":
+                return in_tiles(self._host, block, hidden_1TD, *args, **kwargs)
             return self._runs["none"](block, hidden_1TD, *args, **kwargs)
         if index == 0 and callable(self._policies):
             self._chosen = self._policies(hidden_1TD.shape[1])
         policy = self._chosen[index]
         if policy == "offload":
-            return offloaded(_keep_everything, self._host, index, block, hidden_1TD, *args, **kwargs)
+            return offloaded(self._host, index, block, hidden_1TD, *args, **kwargs)
         return self._runs[policy](block, hidden_1TD, *args, **kwargs)
-
-
-def _tile(blocks: Sequence[torch.nn.Module]) -> None:
-    """Where inputs are offloaded, what is left is the working set of one block: its MLP and its norms are tiled."""
-    for block in blocks:
-        for name, part in block.named_children():
-            if name == "mlp" or name.endswith("norm"):
-                tile(part)
 
 
 # Functions with a body of their own: dynamo counts compilations by code object, and closures share one.

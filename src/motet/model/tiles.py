@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-TILE = 16_384
-"""Tokens. Matrix products of this many rows gain nothing from more."""
+from motet.model.footprint import TILE
 
 
 def tile(module: torch.nn.Module, size: int = TILE) -> None:

@@ -72,14 +72,14 @@ def _to_tokens(x_THD: torch.Tensor, sequence: SequenceGroup) -> torch.Tensor:
 def exchange(x: torch.Tensor, group: str) -> torch.Tensor:
     """Part i of the first axis goes to process i, and what process i sent comes to place i. Its own inverse. An
     operation that the dispatcher sees: recomputation can choose to keep its result, and compilation leaves it whole."""
-    received = torch.empty_like(x)
-    dist.all_to_all_single(received, x, group=_group(group))
+    received = x.new_empty(x.shape)  # empty_like would take over strides, and the wire knows contiguous buffers only
+    dist.all_to_all_single(received, x.contiguous(), group=_group(group))
     return received
 
 
 @exchange.register_fake
 def _(x: torch.Tensor, group: str) -> torch.Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[torch.Tensor, str], output: torch.Tensor) -> None:

@@ -83,14 +83,16 @@ class Planner:
         self.recipe, self.machine, self.sizes, self.on_gpu = recipe, machine, sizes, on_gpu
         self.memory = int(machine.memory_gib * 2**30)
         self.usable = int((1 - MARGIN) * self.memory) if on_gpu else self.memory
-        self.gpus = machine.nodes * machine.gpus
+        self.per_node = min(*recipe.engine.gpus, machine.gpus) if recipe.engine.apart else machine.gpus
+        """GPUs of a node that the learner's processes have: those before the engine's."""
+        self.gpus = machine.nodes * self.per_node
         self.corrections: dict[str, float] = {}
         """Measured through predicted bytes of a stage's row, where a probe measured them."""
 
     def asked(self, work: Work) -> Setup:
         """What the recipe says. Raises UserError for a mesh that does not fit."""
         model, mesh = self.recipe.model, self.recipe.mesh
-        shape = resolve(mesh, self.gpus, self.machine.gpus, self.sizes.heads)
+        shape = resolve(mesh, self.gpus, self.per_node, self.sizes.heads)
         return Setup(
             shape, model.recompute, model.weights, mesh.reduce_once, mesh.reshard_after_forward, work.tokens, work.lora
         )
@@ -152,7 +154,7 @@ class Planner:
         state = footprint.state_of(self.sizes, training)
         trained = training.adapters or self.sizes.parameters
         per_rank = training.weights * trained // training.shards + state.optimizer
-        ranks = min(self.gpus, self.machine.gpus)
+        ranks = min(self.gpus, self.per_node)
         saving = ranks * per_rank if self.on_gpu or self.gpus > 1 else 0
         moved = Counter(policies)["offload"] * tokens * self.sizes.width * training.element if self.on_gpu else 0
         return Host(saving, min(EXPORTED, training.element * self.sizes.parameters), ranks * moved)
@@ -168,7 +170,7 @@ class Planner:
 
     def shapes(self) -> list[Shape]:
         """All meshes of this machine, those that share rows least first."""
-        found = fitting(self.gpus, self.machine.gpus, self.sizes.heads)
+        found = fitting(self.gpus, self.per_node, self.sizes.heads)
         return sorted(found, key=lambda shape: (shape.sp, shape.dp_replicate))
 
     def smallest_change(self, work: Work, setup: Setup) -> tuple[str, Need] | None:

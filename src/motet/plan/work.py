@@ -103,6 +103,8 @@ def engine_share(work: Work, sizes: Sizes, element: int, memory: int, beside_lea
         return Share(0, "nothing is sampled")
     if engine.kind in ("endpoint", "scripted") or engine.urls:
         return Share(0, "sampled elsewhere")
+    if engine.apart:
+        return Share(0, f"vLLM, on GPUs of its own ({', '.join(map(str, engine.gpus))})")
     if engine.kind == "vllm":
         if beside_learner and engine.sleep:
             return Share(0, f"vLLM, asleep (sleep = {engine.sleep}) while the learner works")

@@ -6,6 +6,7 @@ half of the old evidence forgotten: Beta(1 + 1.5 + 8, 1 + 1), mean 0.84.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,9 +62,9 @@ class Posterior:
         return sum(self.rests(problem, step) for problem in self.table)
 
     def rate_mean(self) -> float:
-        """Expected pass rate, over the problems that RL has sampled."""
+        """Expected pass rate, over the problems that RL has sampled, in whatever order."""
         seen = [known.rate for known in self.table.values() if known.seen]
-        return sum(seen) / len(seen) if seen else 0.0
+        return math.fsum(seen) / len(seen) if seen else 0.0
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """problems-state.jsonl: {id, domain, correct, wrong, rate, seen, retired, step}; `step` steps are in it."""

@@ -65,7 +65,7 @@ def _read(source: SftSource, gold: bool, context: Context) -> Iterator[tuple[Con
         for item in conversations(source, context.split, context.run.folder):
             yield item if isinstance(item, UserError) else (item, None)
         return
-    for row in read_rows(source.path, source.split, source.columns):
+    for row in read_rows(source.path, source.split, source.columns, once=True):
         if isinstance(row, UserError):
             yield row
             continue

@@ -21,6 +21,7 @@ from motet.model.load import load_tokenizer
 from motet.rl.rollouts import Sampler
 from motet.stages.shared import SharedSampler
 from motet.tasks import ProblemSplit, load_problem_set
+from motet.tasks.stored import stored
 from motet.train.learner import Learner
 from motet.train.world import World
 from motet.verify.pool import Pool
@@ -46,11 +47,11 @@ class Context:
     def split(self, name: str) -> ProblemSplit:
         """A problem set, read once."""
         if name not in self._splits:
-            self._splits[name] = load_problem_set(name, self.recipe.problems[name], self.recipe.seed)
+            self._splits[name] = load_problem_set(name, self.recipe.problems[name], self.recipe.seed, self.run.folder)
             split = self._splits[name]
             dropped = "".join(f", {count} dropped ({reason})" for reason, count in split.dropped.items())
             log.info("problems %s: %d to train, %d held out%s", name, len(split.train), len(split.heldout), dropped)
-            if any(problem.verifier == "code" for side in (split.train, split.heldout) for problem in side):
+            if "code" in split.train.verifiers() | split.heldout.verifiers():
                 announce(self.recipe.verification.sandbox)
         return self._splits[name]
 
@@ -60,19 +61,19 @@ class Context:
         for place, mix in enumerate(mixes):
             if mix.stage is not None:
                 rows = jsonl.read(self.folder(mix.stage) / "problems.jsonl")
-                problems = [decode_problem(row) for _, row in rows]
+                problems = stored((decode_problem(row) for _, row in rows), self.run.folder)
             else:
                 assert mix.problems is not None
-                problems = list(self.split(mix.problems).train)
+                problems = self.split(mix.problems).train
             name = mix.problems or mix.stage or ""
-            problems = [p for p in problems if mix.domain in (None, p.domain)]
-            if not problems:
+            domains = problems.by_domain()
+            if mix.domain is not None:
+                domains = {domain: own for domain, own in domains.items() if domain == mix.domain}
+            if not domains:
                 known = f" in the domain {mix.domain!r}" if mix.domain else ""
                 raise UserError(f"stage.{stage}.problems: {name!r} has no training problem{known}")
-            domains = sorted({p.domain for p in problems})
             parts += [
-                Part(f"{name}/{domain}", [p for p in problems if p.domain == domain], weight_of(mix.weight), f"{place}")
-                for domain in domains
+                Part(f"{name}/{domain}", own, weight_of(mix.weight), f"{place}") for domain, own in domains.items()
             ]
         return Mixture(parts, seed_of(self.recipe.seed, stage))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +63,25 @@ def run(name: str, context: Context, model: Path | str) -> dict[str, Any]:
     return summary
 
 
-def sets(context: Context) -> list[tuple[str, list[Problem], int, Sampling]]:
+def sets(context: Context) -> list[tuple[str, Sequence[Problem], int, Sampling]]:
     """(label, problems, k, sampling) of everything that the recipe wants evaluated."""
     config = context.recipe.evaluation
-    chosen: list[tuple[str, list[Problem], int, Sampling]] = []
+    chosen: list[tuple[str, Sequence[Problem], int, Sampling]] = []
     if not config.sets:
         for name in context.recipe.problems:
-            held = list(context.split(name).heldout)
+            held = context.split(name).heldout
             if held:
                 chosen.append((name, held, config.samples, config.sampling))
     for item in config.sets:
         if item.problems is not None:
-            label, problems = item.problems, list(context.split(item.problems).heldout)[: item.count]
-            samples, sampling = config.samples, config.sampling
+            label, samples, sampling = item.problems, config.samples, config.sampling
+            problems: Sequence[Problem] = context.split(item.problems).heldout[: item.count]
         else:
             from motet.tasks.suites import load_suite
 
             assert item.suite is not None
             suite = load_suite(item.suite, item.path, item.count)
-            label, problems, samples, sampling = item.suite, list(suite.problems), suite.samples, suite.sampling
+            label, problems, samples, sampling = item.suite, suite.problems, suite.samples, suite.sampling
             for reason, count in suite.dropped.items():
                 log.warning("suite %s: %d problems cannot be judged and are left out: %s", label, count, reason)
         if item.max_tokens is not None:

@@ -7,15 +7,16 @@ sft stage reads them), filter.json.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import FilterStage, OpenRows
-from motet.base.records import seed_of
+from motet.base.records import encode, seed_of
 from motet.base.run import log, progress
+from motet.base.shelf import Shelf
 from motet.base.statistics import ALL
 from motet.data.conversations import Conversation, conversations
 from motet.data.mix import Mixture, Part
@@ -24,24 +25,21 @@ from motet.fit.tokens import Student
 from motet.stages.context import Context
 
 Measured = dict[str, Any]
+READ_AT_ONCE = 64
+"""Conversations whose tokens are in memory together."""
 
 
 def run(name: str, config: FilterStage, context: Context, model: Path | str) -> None:
     folder = context.folder(name)
     chosen = _chosen(name, config, context)
-    samples, owners = _render(chosen, context)
     student = Student(model, context.recipe.model)
-    sums = [[0, 0.0] for _ in chosen]
-    for index, ranked in progress(student.read(samples, config.micro_batch_tokens), len(samples), name):
-        sums[owners[index]][0] += ranked.surprisal_N.numel()
-        sums[owners[index]][1] += float(ranked.surprisal_N.double().sum())
-    rows: list[Measured] = [
-        {"id": c.id, "domain": c.domain or "rows", "tokens": tokens, "surprisal": total / max(1, tokens)}
-        for c, (tokens, total) in zip(chosen, sums, strict=True)
-    ]
+    rows: list[Measured] = []
+    starts = range(0, len(chosen), READ_AT_ONCE)
+    for start in progress(starts, len(starts), name):
+        rows += _measured(chosen[start : start + READ_AT_ONCE], context, student, config.micro_batch_tokens)
     bounds = keep(rows, config.rows)
     jsonl.write(folder / "difficulty.jsonl", rows)
-    kept = [c for c, row in zip(chosen, rows, strict=True) if row["kept"]]
+    kept = sum(row["kept"] for row in rows)
     if not kept:
         raise UserError(
             f"stage.{name}: none of {len(rows)} conversations lies between its quantiles; widen stage.{name}.rows"
@@ -50,7 +48,7 @@ def run(name: str, config: FilterStage, context: Context, model: Path | str) -> 
         folder / "data.jsonl", (_row(c, row["domain"]) for c, row in zip(chosen, rows, strict=True) if row["kept"])
     )
     jsonl.write_json(folder / "filter.json", describe(rows, bounds))
-    log.info("%s kept %d of %d conversations: %s", name, len(kept), len(rows), bounds)
+    log.info("%s kept %d of %d conversations: %s", name, kept, len(rows), bounds)
 
 
 def keep(rows: Sequence[Measured], rules: OpenRows) -> dict[str, dict[str, tuple[float, float]]]:
@@ -108,15 +106,28 @@ def _quantiles(values: Sequence[float], shares: tuple[float, float]) -> tuple[fl
     return at(shares[0]), at(shares[1])
 
 
-def _chosen(name: str, config: FilterStage, context: Context) -> list[Conversation]:
+def _chosen(name: str, config: FilterStage, context: Context) -> Shelf[Conversation]:
+    """By weight, `count` of them, on disk."""
     parts = []
     for place, source in enumerate(config.data):
         label = source.problems or source.stage or source.path or ""
         assert isinstance(source.weight, float)  # the recipe refuses a schedule here
-        parts.append(Part(f"{place}/{label}", list(_usable(config, place, context)), source.weight))
-    if not any(part.items for part in parts):
+        read = _shelved(_usable(config, place, context), context)
+        parts.append(Part(f"{place}/{label}", read, source.weight))
+    if not any(len(part.items) for part in parts):
         raise UserError(f"stage.{name}: its data holds no conversation")
-    return Mixture(parts, seed_of(context.recipe.seed, name)).first(config.count)
+    return _shelved(Mixture(parts, seed_of(context.recipe.seed, name)).drawn(config.count), context)
+
+
+def _shelved(items: Iterable[Conversation], context: Context) -> Shelf[Conversation]:
+    shelf = Shelf[Conversation](encode, _conversation, context.run.folder)
+    for item in items:
+        shelf.add(item)
+    return shelf
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    return Conversation(**{**row, "messages": tuple(row["messages"])})
 
 
 def _usable(config: FilterStage, place: int, context: Context) -> Iterator[Conversation]:
@@ -127,6 +138,19 @@ def _usable(config: FilterStage, place: int, context: Context) -> Iterator[Conve
                 raise item
         else:
             yield item
+
+
+def _measured(chosen: Sequence[Conversation], context: Context, student: Student, max_tokens: int) -> list[Measured]:
+    """A row for each: its trained tokens, and their mean surprisal in nats."""
+    samples, owners = _render(chosen, context)
+    sums = [[0, 0.0] for _ in chosen]
+    for index, ranked in student.read(samples, max_tokens):
+        sums[owners[index]][0] += ranked.surprisal_N.numel()
+        sums[owners[index]][1] += float(ranked.surprisal_N.double().sum())
+    return [
+        {"id": c.id, "domain": c.domain or "rows", "tokens": tokens, "surprisal": total / max(1, tokens)}
+        for c, (tokens, total) in zip(chosen, sums, strict=True)
+    ]
 
 
 def _render(chosen: Sequence[Conversation], context: Context) -> tuple[list[Sample], list[int]]:

@@ -34,7 +34,8 @@ class Selection:
         if attempt:
             self._mixture = Mixture(self._mixture.parts, seed_of(self._seed, name))
         self._extra = Mixture(self._mixture.parts, seed_of(self._seed, name, "refill"))
-        self._part_of = {p.id: part for part in self._mixture.parts for p in part.items}
+        self._ids = {part.name: [p.id for p in part.items] for part in self._mixture.parts}
+        self._part_of = {id: part for part in self._mixture.parts for id in self._ids[part.name]}
         self.posterior = Posterior(self._filtered(), config.retire_at, config.return_after)
         self._before: tuple[int, list[dict[str, Any]]] = -1, []
         """(steps, the posterior's rows after them) when the batch that is known last was drawn."""
@@ -104,9 +105,15 @@ class Selection:
 
     def _instead(self, problem: Problem, step: int, used: set[str], *place: int) -> Problem | None:
         """Another one of its part of the mixture, neither used nor at rest; None where there is none."""
-        items = self._part_of[problem.id].items
-        awake = [p for p in items if p.id not in used and not self.posterior.rests(p.id, step + 1)]
-        return random.Random(seed_of(self._seed, self._name, "instead", step, *place)).choice(awake) if awake else None
+        part = self._part_of[problem.id]
+        awake = [
+            at
+            for at, id in enumerate(self._ids[part.name])
+            if id not in used and not self.posterior.rests(id, step + 1)
+        ]
+        if not awake:
+            return None
+        return part.items[random.Random(seed_of(self._seed, self._name, "instead", step, *place)).choice(awake)]
 
     def _refilled(self, sampler: Sampler, step: int, groups: Sequence[Group], title: str) -> list[Group]:
         """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) with a budget: more problems for the groups that have

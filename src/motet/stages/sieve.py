@@ -10,10 +10,10 @@ from typing import Any
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine, RuleId, Sampling, TraceRules
-from motet.base.records import Group, Message, Problem, Verdict, count_kinds, seed_of
+from motet.base.records import Group, Message, Problem, Verdict, content_id, count_kinds, seed_of
 from motet.base.run import log
 from motet.data.chat import ChatFormat
-from motet.engine.protocol import Request, SamplingParams
+from motet.engine.protocol import Recorded, Request, SamplingParams
 from motet.funnel import rules as table
 from motet.funnel.candidate import Candidate
 from motet.funnel.contamination import Index
@@ -42,10 +42,12 @@ def run(
     chat = context.recipe.chat
     sets = evaluation_questions(context) if any(map(rules.is_on, CONTAMINATION)) else {}
     settings = Settings(rules, Index(sets), chat.think, open_think)
-    asker = None if rules.judge is None else _Asker(context, model, rules.judge)
+    asker = None if rules.judge is None else _Asker(context, model, rules.judge, folder / "judge.jsonl")
     under_way, done = folder / "funnel", folder / "passed.jsonl"
     try:
         funnel = sift(source, settings, under_way, done, context.recipe.verification.workers, asker)
+        if asker is not None:
+            asker.write_bill(folder / "judge.json")
     finally:
         if asker is not None:
             asker.close()
@@ -74,17 +76,17 @@ def verdicts(groups: Sequence[Group]) -> dict[str, int]:
     return count_kinds(rollout.verdict.kind for group in groups for rollout in group.rollouts)
 
 
-def evaluation_questions(context: Context) -> dict[str, list[Problem]]:
+def evaluation_questions(context: Context) -> dict[str, Sequence[Problem]]:
     """The problems of everything that the recipe evaluates, by name."""
     from motet.tasks.suites import supply
 
     sets = context.recipe.evaluation.sets
     if not sets:
-        return {name: held for name in context.recipe.problems if (held := list(context.split(name).heldout))}
-    found: dict[str, list[Problem]] = {}
+        return {name: held for name in context.recipe.problems if (held := context.split(name).heldout)}
+    found: dict[str, Sequence[Problem]] = {}
     for item in sets:
         if item.problems is not None:
-            found[item.problems] = list(context.split(item.problems).heldout)[: item.count]
+            found[item.problems] = context.split(item.problems).heldout[: item.count]
         elif item.suite is not None:
             found[item.suite] = list(supply(item.suite, item.path, item.count))
     return found
@@ -123,26 +125,38 @@ def assistant_turn(text: str, chat: ChatFormat) -> tuple[Message, str]:
 
 
 class _Asker:
-    """The judge of a recipe as a function of texts; its engine starts with the first question."""
+    """The judge of a recipe as a function of texts; its engine starts with the first question. What is asked of a text
+    depends on the text alone, so that a killed stage asks the same again, and a reply that is on disk answers it."""
 
-    def __init__(self, context: Context, model: Path | str, engine: Engine) -> None:
-        self._context, self._model, self._engine = context, model, engine
+    def __init__(self, context: Context, model: Path | str, engine: Engine, file: Path) -> None:
+        self._context, self._model, self._engine, self._file = context, model, engine, file
         self._sampler: Sampler | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        if self._sampler is None:
-            self._sampler = self._context.sampler(self._model, self._engine)
-        seed, chat = self._context.recipe.seed, self._sampler.chat
+        sampler = self._started()
         turns = [({"role": "user", "content": text},) for text in texts]
-        requests = [
-            Request(chat.prompt(turn), turn, seed_of(seed, "judge", number)) for number, turn in enumerate(turns)
-        ]
+        seeds = [seed_of(self._context.recipe.seed, "judge", content_id(text)) for text in texts]
+        requests = [Request(sampler.chat.prompt(turn), turn, seed) for turn, seed in zip(turns, seeds, strict=True)]
         params = SamplingParams(JUDGING.temperature, JUDGING.top_p, JUDGING.max_tokens)
         replies = [""] * len(texts)
-        for index, completion in self._sampler.engine.generate(requests, params):
+        for index, completion in sampler.engine.generate(requests, params):
             replies[index] = completion.text
         return replies
+
+    def write_bill(self, file: Path) -> None:
+        """What the judge took, where it is paid for: earlier processes included."""
+        if self._engine.kind == "endpoint":
+            engine = self._started().engine
+            assert isinstance(engine, Recorded)
+            jsonl.write_json(file, engine.bill())
 
     def close(self) -> None:
         if self._sampler is not None:
             self._sampler.engine.close()
+
+    def _started(self) -> Sampler:
+        if self._sampler is None:
+            self._sampler = self._context.sampler(self._model, self._engine)
+            if isinstance(self._sampler.engine, Recorded):
+                self._sampler.engine.keep(self._file)
+        return self._sampler

@@ -10,9 +10,10 @@ from motet.stages.context import Context
 
 
 def run(name: str, config: SynthesizeStage, context: Context, model: Path | str) -> None:
-    if (context.folder(name) / "data.jsonl").exists():
-        return
-    groups = teachers.ask(name, config, context, model)
-    source = sieve.of_groups(groups, config.rules, context.chat)
-    more = {"problems": len(groups), "verdicts": sieve.verdicts(groups)}
-    sieve.run(name, source, config.rules, context, model, context.recipe.chat.open_think, more)
+    folder = context.folder(name)
+    if not (folder / "data.jsonl").exists():
+        groups = teachers.ask(name, config, context, model)
+        source = sieve.of_groups(groups, config.rules, context.chat)
+        more = {"problems": len(groups), "verdicts": sieve.verdicts(groups)}
+        sieve.run(name, source, config.rules, context, model, context.recipe.chat.open_think, more)
+    teachers.count_kept(folder)

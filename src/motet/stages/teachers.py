@@ -115,4 +115,15 @@ def signed(problem: Problem, teacher: str | None) -> Problem:
 def _yield(groups: Sequence[Group]) -> dict[str, Any]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     verdicts = count_kinds(rollout.verdict.kind for rollout in rollouts)
-    return {"problems": len(groups), "traces": len(rollouts), "correct": verdicts["correct"], "verdicts": verdicts}
+    tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+    return {"problems": len(groups), "traces": len(rollouts), "tokens": tokens, "correct": verdicts["correct"],
+            "verdicts": verdicts}  # fmt: skip
+
+
+def count_kept(folder: Path) -> None:
+    """Adds to teachers.json how many rows of data.jsonl each teacher wrote: `kept`."""
+    file = folder / "teachers.json"
+    table = jsonl.read_json(file)
+    alone = next(iter(table)) if len(table) == 1 else ""
+    kept = Counter(str(row.get("teacher", alone)) for _, row in jsonl.read(folder / "data.jsonl"))
+    jsonl.write_json(file, {name: {**row, "kept": kept[name]} for name, row in table.items()})

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from motet.base.errors import UserError
 from motet.base.recipe import ProblemSet, nearest
 from motet.base.records import Problem, content_id, seed_of
 from motet.tasks import addition, files, gsm_symbolic, humaneval, reasoning_gym, stories, wording
+from motet.tasks.stored import Digests, Problems, Shelved, heldout, rank
 
 Supply = Iterator[Problem | UserError]
 
@@ -47,31 +50,35 @@ SEED = 1
 
 
 class ProblemSplit(NamedTuple):
-    train: tuple[Problem, ...]
+    train: Problems
     """In an order that follows the recipe's seed."""
-    heldout: tuple[Problem, ...]
+    heldout: Problems
     """The same for every seed."""
     dropped: dict[str, int]
     """How many each rule took: "bad row", "duplicate prompt", "duplicate id", "gold rejected"."""
 
 
-def load_problem_set(name: str, config: ProblemSet, seed: int) -> ProblemSplit:
+def load_problem_set(name: str, config: ProblemSet, seed: int, folder: Path | None = None) -> ProblemSplit:
     """Problems of [problems.`name`], split by template (by prompt, where there are none).
 
     The side of a problem depends on its split key alone, so that neither another seed nor another count moves it
     across. Raises UserError for a bad row or a rejected gold answer (or drops it, with `on_bad_row = "drop"`), and
-    when nothing is left.
+    when nothing is left. The problems lie on disk, in a file without a name in `folder` (unset: the system's for
+    temporary files); about 100 bytes of each are in memory.
     """
     _refuse_unusable(name, config)
     dropped: dict[str, int] = {}
-    problems = tuple(islice(_accepted(name, config, dropped), config.count))
-    if not problems:
+    shelved, ranks = Shelved(folder), array("d")
+    for problem in islice(_accepted(name, config, dropped), config.count):
+        shelved.add(problem)
+        ranks.append(rank(split_key(problem)))
+    if not ranks:
         took = ", ".join(f"{count} dropped: {rule}" for rule, count in dropped.items()) or "the source holds no row"
         raise UserError(f"problems.{name}: no problem is left ({took})")
-    heldout = heldout_keys({split_key(p) for p in problems}, config.heldout)
-    train = [p for p in problems if split_key(p) not in heldout]
+    sides = heldout(ranks, config.heldout)
+    train, held = (array("I", (place for place, side in enumerate(sides) if side == wanted)) for wanted in (0, 1))
     random.Random(seed_of(seed, "problems", name)).shuffle(train)
-    return ProblemSplit(tuple(train), tuple(p for p in problems if split_key(p) in heldout), dropped)
+    return ProblemSplit(Problems(shelved, train), Problems(shelved, held), dropped)
 
 
 def supply(name: str, config: ProblemSet) -> Iterator[tuple[str, Problem | UserError]]:
@@ -118,24 +125,12 @@ def prompt_key(problem: Problem) -> str:
     return content_id(*(f"{m['role']}\n{m['content']}" for m in problem.messages))
 
 
-def heldout_keys(keys: set[str], share: float) -> set[str]:
-    """About `share` of the keys, each by its own hash; at least one key on each side where that is possible."""
-    ranks = {key: int(content_id("heldout", key), 16) / 16**16 for key in sorted(keys)}
-    chosen = {key for key, rank in ranks.items() if rank < share}
-    if 0.0 < share < 1.0 and len(keys) > 1:
-        if not chosen:
-            return {min(ranks, key=ranks.__getitem__)}
-        if len(chosen) == len(keys):
-            return chosen - {max(ranks, key=ranks.__getitem__)}
-    return chosen
-
-
 def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterator[Problem]:
-    """The supply without bad rows, duplicates and problems whose own gold answer fails; counts what it drops."""
+    """The supply without bad rows, duplicates and problems whose own gold answer fails; counts what it drops. Prompts
+    and ids are known by 64 bits of a hash: among a million, two share one by chance once in 37 million sets."""
     from motet.verify.judge import check_problem
 
-    prompts: set[str] = set()
-    ids: set[str] = set()
+    prompts, ids = Digests(), Digests()
     idle = 0
 
     def bad(rule: str, error: UserError) -> None:
@@ -148,16 +143,15 @@ def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterato
             bad("bad row", item)
             continue
         item = _scored(name, item, config)
-        key = prompt_key(item)
-        if key in prompts:
+        if not prompts.add(int(prompt_key(item), 16)):
             dropped["duplicate prompt"] = dropped.get("duplicate prompt", 0) + 1
             idle += 1
             if idle > 1000 + len(prompts):  # an endless generator over a small space has said all that it can
                 return
             continue
         idle = 0
-        prompts.add(key)
-        if item.id in ids:
+        id = int(content_id(item.id), 16)
+        if id in ids:
             bad("duplicate id", UserError(f"two problems have the id {item.id!r}"))
             continue
         verdict = check_problem(item)
@@ -166,7 +160,7 @@ def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterato
         if verdict is not None:
             bad("gold rejected", UserError(f"problem {item.id!r}: {verdict.detail}"))
             continue
-        ids.add(item.id)
+        ids.add(id)
         yield item
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -47,17 +48,11 @@ class Checkpoints:
         world.first(lambda: _empty(temporary))
         state = {"step": torch.tensor(step), **self._learner.state()}
         writer = dcp.FileSystemWriter(temporary)
-        if world.size == 1 and self._learner.device.type == "cpu":
+        if world.files is None and self._learner.device.type == "cpu":
             _quietly(lambda: dcp.save(state, storage_writer=writer, no_dist=True))
             _publish(temporary, self.folder, self.pinned)
             return
-        done: Any = _quietly(
-            lambda: (
-                _alone(state, writer)
-                if world.size == 1
-                else dcp.async_save(state, storage_writer=writer, process_group=world.files)
-            )
-        )
+        done = _behind(state, writer, world.files)
         pending: Future[None] = Future()
         self._pending = pending
         pinned = self.pinned
@@ -87,7 +82,9 @@ class Checkpoints:
                 state[key] = self._learner.blank(key, dtype, shape)
         try:
             reader = dcp.FileSystemReader(newest)
-            _quietly(lambda: dcp.load(state, storage_reader=reader, process_group=world.files, no_dist=world.size == 1))
+            _quietly(
+                lambda: dcp.load(state, storage_reader=reader, process_group=world.files, no_dist=world.files is None)
+            )
         except Exception as error:  # whatever unpickling makes of bytes that are cut short
             raise UserError(_damaged(newest, error)) from error
         self._learner.load_state(state)
@@ -103,11 +100,22 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alone(state: dict[str, Any], writer: dcp.FileSystemWriter) -> Future[Any]:
-    """Copies to the host now, writes in a thread. torch's own `async_save` asks even a process on its own for a group
-    with a CPU backend, once anything in it, an engine say, has started torch.distributed with another."""
-    held = DefaultStager(StagingOptions(False, False, False, False)).stage(state)
-    return _thread.submit(lambda: _quietly(lambda: dcp.save(held, storage_writer=writer, no_dist=True)))
+def _behind(state: dict[str, Any], writer: dcp.FileSystemWriter, group: dist.ProcessGroup | None) -> Future[Any]:
+    """Copies to the host now, writes in a thread; `group` is of all processes, None where there is one.
+
+    torch's own `async_save` does both, but asks even a process on its own for a group with a CPU backend, once anything
+    in it, an engine say, has started torch.distributed with another; and its thread has the node's first GPU for its
+    current one, where each process then makes a context, half a gigabyte, to wait for a stream that nothing is on.
+    """
+    held = _quietly(lambda: DefaultStager(StagingOptions(False, False, False, False)).stage(state))
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def write() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)  # of this thread
+        _quietly(lambda: dcp.save(held, storage_writer=writer, process_group=group, no_dist=group is None))
+
+    return _thread.submit(write)
 
 
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")

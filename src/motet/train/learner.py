@@ -92,7 +92,9 @@ class Learner:
             if self._mesh is not None:
                 self._keeping.agree = lambda room: min(self.world.gather(room))
                 self._keeping.spread(self._spread(optimizer), self._mesh.shape.sp)
-        log.info("attention: %s", kernels.describe(self.device, self._dtype))
+        about = self.model.config
+        width = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+        log.info("attention: %s", kernels.describe(self.device, self._dtype, width))
         self._last: list[Batch] = []
         self._broken = ""
         self._skipped = 0

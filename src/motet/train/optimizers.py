@@ -95,8 +95,12 @@ class Optimizers:
 
 def norm_of(parameters: Iterable[torch.nn.Parameter], most: float) -> float:
     """Scales the gradients down to the global norm `most`; returns what it was."""
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters), most)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    trained = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not whole <= most:  # else there is nothing to scale, and no pass over all gradients
+        torch.nn.utils.clip_grads_with_norm_(trained, most, norm)
+    return whole
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:

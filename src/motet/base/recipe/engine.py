@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from motet.base.recipe.parts import Fraction, Part
 
@@ -14,6 +15,7 @@ VLLM_NEEDS = {
     "transfer_folder": ("python", "urls"),
     "bucket_mebibytes": ("python", "urls"),
     "arguments": ("python",),
+    "gpus": ("python",),
 }
 """Settings that only these ways of running vLLM read."""
 VLLM_ONLY = frozenset(VLLM_NEEDS) | {"python", "urls", "context", "memory_share", "eager", "sleep", "largest_drift"}
@@ -88,6 +90,10 @@ class Engine(Part):
     """vllm: servers that run already, ["http://node1:8000", "http://node2:8000"] say; requests are spread over them."""
     arguments: tuple[str, ...] = ()
     """vllm: more arguments of `vllm serve` for the server that `python` starts: ["--tensor-parallel-size", "2"]."""
+    gpus: tuple[NonNegativeInt, ...] = ()
+    """vllm: GPUs of this machine, counted from 0, for the servers that `python` starts: one on each, or on as many as
+    --tensor-parallel-size among `arguments` says. The learner's processes have the machine's first GPUs, so
+    [4, 5, 6, 7] goes with torchrun --nproc-per-node 4. Unset: one server, on the GPU of the learner's first process."""
     context: PositiveInt | None = None
     """vllm: longest prompt and completion together, in tokens; unset, the model's own."""
     memory_share: Fraction = 0.5
@@ -98,8 +104,9 @@ class Engine(Part):
     """vllm: give the GPU's memory back after each sampling. 1 keeps the weights in host memory; 2 drops them too, and
     takes them again from the learner's tensors. Not for `urls`, whose memory is another's."""
     transfer: Literal["auto", "ipc", "nccl", "files"] = "auto"
-    """vllm: how weights reach servers: CUDA IPC (same GPU), NCCL (other GPUs), or safetensors files. "auto" is IPC for
-    a server that motet starts on a GPU, else files. A server that runs already must have been started for the same."""
+    """vllm: how weights reach servers: CUDA IPC (same GPU), NCCL (other GPUs), or safetensors files. "auto", for
+    servers that motet starts: IPC on the learner's GPU, NCCL on others of `gpus` where vLLM is importable beside motet,
+    else files. A server that runs already must have been started for the same."""
     transfer_folder: str | None = None
     """vllm: where the files lie for a moment; servers on other machines must see it at the same path. Unset, a
     temporary folder, in memory where the system has one."""
@@ -108,6 +115,20 @@ class Engine(Part):
     largest_drift: PositiveFloat | None = None
     """vllm: after new weights, the largest mean difference between the engine's log-probabilities and the learner's;
     unset, 0.002 in float32 and 0.05 in bfloat16 (ours)."""
+
+    @property
+    def gpus_of_a_server(self) -> int:
+        """By --tensor-parallel-size (-tp) among `arguments`."""
+        words = [part for word in self.arguments for part in word.replace("_", "-").split("=", 1)]
+        for name, value in pairwise(words):
+            if name in ("--tensor-parallel-size", "-tp") and value.isdecimal():
+                return max(1, int(value))
+        return 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether servers that motet starts are on other GPUs than the learner's first process."""
+        return bool(self.gpus) and 0 not in self.gpus
 
     @model_validator(mode="after")
     def _vllm_settings(self) -> Engine:
@@ -121,6 +142,12 @@ class Engine(Part):
         for name, fits in VLLM_NEEDS.items():
             if name in given and not any(ways[way] for way in fits):
                 raise ValueError(f"{name} has no effect without {' or '.join(fits)}")
+        if len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus = {list(self.gpus)} names one twice")
+        if len(self.gpus) % self.gpus_of_a_server:
+            raise ValueError(
+                f"{len(self.gpus)} gpus are no whole number of servers on {self.gpus_of_a_server} each (arguments)"
+            )
         useless = sorted({"sleep", "memory_share", "eager", "context"} & set(given)) if self.urls else []
         if useless:
             raise ValueError(f"{useless[0]} is decided where the servers of urls were started")
