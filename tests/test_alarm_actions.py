@@ -14,10 +14,12 @@ from alarm_runs import recipe_of, run
 from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import Paused, UserError
+from motet.base.load_recipe import check
 from motet.base.recipe import Alarms, Recipe, RlStage
 from motet.base.records import Completion, Group, Problem, Rollout, Verdict, VerdictKind, encode
 from motet.base.run import Timers
 from motet.rl.alarms import Alarm, Cause, History, alarm_of
+from motet.rl.alarms.heldout import not_generalising
 from motet.rl.alarms.monitor import Monitor
 from motet.rl.alarms.record import ranked, toml, written
 from motet.rl.rollouts import Sampler
@@ -228,6 +230,25 @@ def test_rollouts_that_are_batches_old_are_stale_and_one_batch_of_overlap_is_not
         monitor = Monitor(history, "rl")
         raised = [a.id for s in (1, 2, 3) for a in monitor.see({**row(s, 0.9), "rollout/staleness_max": age}).raised]
         assert raised == ids
+
+
+def test_a_policy_that_only_became_surer_is_told_from_a_gamed_verifier(history: Recipe) -> None:
+    """The figures of a real run: SmolLM2-135M, whose rewards rose while its held-out rate stood still."""
+    tree = history.model_dump(mode="json")
+    tree["evaluation"]["sampling"]["temperature"] = 0.6
+    found = History(check(tree, "test"), "rl")
+    for step, reward, entropy in ((1, 0.46, 0.086), (2, 0.50, 0.079), (59, 0.6, 0.024), (60, 0.66, 0.020)):
+        known = {"problems/known": 400, "rollout/right_without_reference_share": 0.0}
+        found.add({"step": step, "reward/mean": reward, "policy/entropy": entropy, **known})
+    found.add({"step": 60, "heldout/pass": 0.508, "heldout/before/pass": 0.496, "heldout/change": 0.012})
+    alarm = not_generalising(found)
+    assert alarm is not None
+    texts = [cause.text for cause in alarm.causes]
+    assert "temperature 0.6" in texts[0] and "asked again" in texts[1] and "gamed" in texts[-1]
+    # 0.0825 to 0.022 nats on average over windows of two steps; 60 steps of so many prompts, from 400 problems
+    assert alarm.causes[0].evidence == "entropy 0.0825 to 0.022 nats a token, at temperature 1"
+    assert alarm.causes[1].evidence.endswith("were drawn from 400")
+    assert alarm.causes[0].change[0] == "evaluation.sampling.temperature = 1.0   # now 0.6"
 
 
 def test_the_window_and_the_first_steps_must_not_overlap_for_a_rise_or_a_fall(history: Recipe) -> None:

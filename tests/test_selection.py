@@ -170,7 +170,7 @@ def test_without_a_threshold_a_step_draws_what_the_mixture_draws(make_curriculum
     metrics = [selection.sample(sampler, step)[1] for step in range(3)]
     mixture = selection._context.mixture([], "rl")
     assert sampler.calls == [[p.id for p in mixture.draw(step, 4)] for step in range(3)]
-    assert set(metrics[0]) == {"problems/rate_mean"}
+    assert set(metrics[0]) == {"problems/known", "problems/rate_mean"}
 
 
 def test_groups_without_a_signal_are_refilled_until_the_batch_is_whole(

@@ -82,7 +82,8 @@ class Selection:
         if config.retire_at is not None:
             resting = self.posterior.resting(step + 2)
             metrics |= {"problems/retired": resting, "problems/replaced": replaced, "problems/exhausted": exhausted}
-        return groups, metrics | {"problems/rate_mean": self.posterior.rate_mean()}
+        known = {"problems/known": len(self._part_of), "problems/rate_mean": self.posterior.rate_mean()}
+        return groups, metrics | known
 
     def _drawn(self, step: int) -> tuple[list[Problem], int, int]:
         """(problems, how many stand for resting ones, how many rest and had no stand-in in their part)."""

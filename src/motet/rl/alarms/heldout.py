@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from motet.base.recipe import FilterStage, Mix
+from motet.base.recipe import FilterStage, Mix, SftStage, weights_of
 from motet.rl.alarms.policy import rate_too_high
-from motet.rl.alarms.record import Alarm, Cause, History, percent, ranked
+from motet.rl.alarms.record import Alarm, Cause, History, percent, ranked, written
 
 
 def below_start(h: History) -> Alarm | None:
@@ -57,22 +57,46 @@ def not_generalising(h: History) -> Alarm | None:
     matters = (
         "What is rewarded is not what is measured: problems learnt by heart, or a reward that can be had otherwise."
     )
-    suspicious = h.mean("rollout/right_without_reference_share") or 0.0
     asked, known = h.step * h.config.prompts_per_step, _problems(h)
     again = asked / known if known else 0.0
     shares, worst = _forms(h)
     causes = [
-        Cause("the verifier can be gamed",
-              f"{percent(suspicious)} of the rollouts judged correct do not hold the reference",
-              0.2 + 0.8 * suspicious * (suspicious > 0.3), ("motet check RECIPE",)),
+        _gamed(h),
         Cause("few problems are asked again and again", f"{asked:,} were drawn from {known:,}" if known else "",
-              min(0.7, 0.1 + again / 20.0), (h.line("retire_at", 0.9), h.whole(*_more_problems(h)))),
+              min(0.7, 0.1 + again / 10.0), (h.line("retire_at", 0.9), h.whole(*_more_problems(h)))),
+        _sharper(h),
         Cause(f"held-out completions are {worst.name}", shares, min(1.0, 3.0 * worst.rise),
               (h.whole("evaluation.sampling.max_tokens", 2 * h.config.sampling.max_tokens),)),
         Cause("the held-out problems are of other kinds than those trained on",
               "", 0.1, (h.line("problems", [*(_mix(m) for m in h.config.problems)]),)),
     ]  # fmt: skip
     return Alarm("not_generalising", h.stage, h.step, seen, matters, ranked(causes))
+
+
+def _gamed(h: History) -> Cause:
+    suspicious = h.mean("rollout/right_without_reference_share")
+    what, change = "the verifier can be gamed", ("motet check RECIPE",)
+    if suspicious is None:
+        return Cause(what, "", 0.2, change)
+    told = f"{percent(suspicious)} of the rollouts judged correct do not hold the reference"
+    return Cause(what, told, 0.2 + 0.8 * suspicious if suspicious > 0.3 else 0.05, change)
+
+
+def _sharper(h: History) -> Cause:
+    """Less entropy is worth something where it is sampled with, and nothing where evaluation samples colder anyway."""
+    trained, measured = h.config.sampling.temperature, h.recipe.evaluation.sampling.temperature
+    entropy = h.ends("policy/entropy")
+    change = [h.whole("evaluation.sampling.temperature", trained)]
+    before = weights_of(h.recipe, h.stage)
+    start = h.recipe.stage.get(before)
+    if isinstance(start, SftStage):
+        change.append(written(f"stage.{before}.steps", max(1, start.steps // 2), start.steps))
+    if entropy is None or measured >= trained or entropy.last >= entropy.first:
+        return Cause("it became surer of what it said before", "", 0.02, tuple(change))
+    told = f"entropy {entropy.first:.3g} to {entropy.last:.3g} nats a token, at temperature {trained:g}"
+    weight = 0.8 * (1.0 - entropy.last / max(entropy.first, 1e-9))
+    what = f"it became surer of what it said before, which evaluation at temperature {measured:g} does not see"
+    return Cause(what, told, weight, tuple(change))
 
 
 def forgetting(h: History) -> Alarm | None:
@@ -186,7 +210,10 @@ def _sets(h: History) -> list[str]:
 
 
 def _problems(h: History) -> int:
-    """How many problems there are, where the recipe says it of each set; else 0."""
+    """How many problems there are to draw from; before that is known, what the recipe says of each set; else 0."""
+    known = h.last("problems/known")
+    if known is not None:
+        return int(known)
     counts = [h.recipe.problems[name].count for name in _sets(h)]
     return sum(count or 0 for count in counts) if all(counts) else 0
 
