@@ -245,7 +245,7 @@ def test_a_policy_that_only_became_surer_is_told_from_a_gamed_verifier(history: 
     assert alarm is not None
     texts = [cause.text for cause in alarm.causes]
     assert "temperature 0.6" in texts[0] and "asked again" in texts[1]
-    assert next(cause for cause in alarm.causes if "gamed" in cause.text).weight == 0.05
+    assert not any("gamed" in text for text in texts)  # every rollout judged correct holds the reference
     # 0.0825 to 0.022 nats on average over windows of two steps; 60 steps of so many prompts, from 400 problems
     assert alarm.causes[0].evidence == "entropy 0.0825 to 0.022 nats a token, at temperature 1"
     assert alarm.causes[1].evidence.endswith("were drawn from 400")
