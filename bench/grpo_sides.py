@@ -38,7 +38,8 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
         micro_batch_tokens=8192,
         optimizer=Optimizer(learning_rate=SETTINGS["learning_rate"], schedule="constant", warmup_steps=0),
         algorithm=Algorithm(
-            clip_low=SETTINGS["clip_low"], clip_high=SETTINGS["clip_high"], aggregation="tokens", guard=Guard(on=False)
+            clip_low=SETTINGS["clip_low"], clip_high=SETTINGS["clip_high"], aggregation="tokens", guard=Guard(on=False),
+            passes=1, minibatches=1,
         ),
         sampling=Sampling(temperature=1.0, max_tokens=options.tokens),
     )  # fmt: skip

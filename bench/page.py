@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def plans(reports: Sequence[dict[str, Any]]) -> str:
     errors = sorted(abs(found["error"]) for found in cases.values())
     return (
         f"{len(cases)} configurations: the largest error of the predicted peak is {100 * errors[-1]:.1f} %, "
-        f"the median {100 * errors[len(errors) // 2]:.2f} %. docs/scale.md has the table."
+        f"the median {100 * statistics.median(errors):.2f} %. docs/scale.md has the table."
     )
 
 

@@ -18,6 +18,7 @@ import gc
 import importlib.metadata
 import json
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -162,8 +163,9 @@ def table(report: dict[str, Any]) -> None:
     if done:
         errors = sorted(abs(found["error"]) for found in done)
         print(
-            f"{len(done)} cases: largest error {100 * errors[-1]:.2f} %, median {100 * errors[len(errors) // 2]:.2f} %,"
-            f" within 10 %: {sum(e <= 0.1 for e in errors)}; not run: {len(report['cases']) - len(done)}"
+            f"{len(done)} cases: largest error {100 * errors[-1]:.2f} %, "
+            f"median {100 * statistics.median(errors):.2f} %, "
+            f"within 10 %: {sum(e <= 0.1 for e in errors)}; not run: {len(report['cases']) - len(done)}"
         )
 
 

@@ -95,8 +95,10 @@ def test_an_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path: Pat
         ("chat.open_think=maybe", "chat.open_think: Input should be a valid boolean"),
         ("problems.sums.heldout=1.5", "problems.sums.heldout: Input should be less than or equal to 1, got 1.5"),
         ("stage.sft.optimizer.betas=[0.9]", "stage.sft.optimizer.betas.1: Field required"),
-        ("stage.sft.kind=sfd", "stage.sft: Input tag 'sfd' found using 'kind' does not match any of the expected tags"),
-        ("stage.x.steps=3", "stage.x: Unable to extract tag using discriminator 'kind'"),
+        ("stage.sft.kind=sfd", "stage.sft: there is no kind 'sfd'; did you mean 'sft'?"),
+        ("stage.x.steps=3", "stage.x: kind is missing (sft, synthesize, clean, filter, rl, evaluate); or is the name"),
+        ("extends=paper", "override 'extends=paper': extends belongs in"),
+        ("stage.rl.clip_high=0.4", "stage.rl.clip_high: unknown key; there is stage.rl.algorithm.clip_high"),
         ("stage.rl.group_size=1", "stage.rl.group_size: Input should be greater than or equal to 2, got 1"),
         ("stage=3", "stage: Input should be a valid dictionary, got 3"),
         ("stage.sft=3", "stage.sft: Input should be a valid dictionary"),
@@ -246,12 +248,13 @@ def test_the_stages_need_a_table_and_the_model_a_source() -> None:
 def test_explain_says_what_a_key_means_and_what_it_defaults_to() -> None:
     assert describe("clip_high") == (
         "stage.rl.algorithm.clip_high  default 0.28\n"
-        "    ... and at 1 + clip_high when it is positive (the paper: expanded, 0.28 to 0.40)."
+        "    The ratio to the anchor is clipped at 1 + clip_high when the advantage is positive (paper: 0.28 to 0.40)."
     )
     assert describe("stage.sft.context").startswith("stage.sft.context  default 16384\n    Longest conversation")
     assert describe("model.tiny.heads").startswith("model.tiny.heads  default 4\n")
     assert "stage.sft.data  required" not in describe("context") and "stage.sft.data" in describe("stage.sft")
     assert "problems.NAME.heldout  default 0.1" in describe("heldout")
+    assert describe("extends").startswith("extends\n") and describe("defaults").startswith("defaults.KIND\n")
 
 
 def test_every_key_has_an_explanation() -> None:

@@ -15,6 +15,15 @@ from motet.base.recipe import Recipe, nearest
 
 PRESETS = Path(__file__).parent.parent / "presets"
 KINDS = ("sft", "synthesize", "clean", "filter", "rl", "evaluate")
+WORDS = {
+    "extends": """extends
+    What lies under this recipe: a preset (stable, paper, sequential), a .toml beside this file, or a list of these,
+each over the one before it.""",
+    "defaults": f"""defaults.KIND
+    What every stage of that kind has where it does not say otherwise, e.g. [defaults.sft]; kinds are
+{", ".join(KINDS)}.""",
+}
+"""What the file may say beside the keys of `Recipe`; `merged` takes both away."""
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -45,6 +54,10 @@ def merged(path: Path, overrides: list[str]) -> dict[str, Any]:
     tree = _with_parents(path, ())
     tree.pop("extends", None)
     for text in overrides:
+        if text.partition("=")[0].strip() == "extends":
+            raise UserError(
+                f"override {text!r}: extends belongs in {path}; what it brings is under the overrides already"
+            )
         _override(tree, text)
     defaults = tree.pop("defaults", {})
     if not isinstance(defaults, dict):
@@ -120,10 +133,19 @@ def _explain(item: Any) -> str:
     place = ".".join(map(str, location))
     if item["type"] == "extra_forbidden":
         parent = _model_at(Recipe, item["loc"][:-1])
-        known = list(parent.model_fields) if parent else []
-        return f"  {place}: unknown key; {nearest(str(item['loc'][-1]), known)}".rstrip("; ")
+        known, last = list(parent.model_fields) if parent else [], str(item["loc"][-1])
+        elsewhere = [key for key, _ in _walk(Recipe, "") if key.endswith(f".{last}")]
+        hint = nearest(last, known)
+        if len(elsewhere) == 1 and not hint.startswith("did"):
+            hint = f"there is {elsewhere[0]}"
+        return f"  {place}: unknown key; {hint}".rstrip("; ")
+    if item["type"] == "union_tag_not_found":
+        return f"  {place}: kind is missing ({', '.join(KINDS)}); or is the name of the stage misspelt?"
+    if item["type"] == "union_tag_invalid":
+        kind = str(item["ctx"]["tag"])
+        return f"  {place}: there is no kind {kind!r}; {nearest(kind, list(KINDS))}".rstrip("; ")
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] in ("missing", "value_error", "union_tag_not_found"):
+    if item["type"] in ("missing", "value_error"):
         return f"  {place}: {message}" if place else f"  {message}"
     return f"  {place}: {message}, got {json.dumps(item.get('input'), default=str)[:80]}"
 
@@ -156,6 +178,8 @@ def describe(key: str) -> str:
 
     Raises UserError with the nearest key for an unknown one.
     """
+    if key in WORDS:
+        return WORDS[key]
     table = dict(_walk(Recipe, ""))
     matches = [k for k in table if k == key or k.endswith("." + key) or k.startswith(key + ".")]
     if not matches:

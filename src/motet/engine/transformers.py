@@ -71,7 +71,12 @@ class TransformersEngine:
         if longest is not None and prompt + sampling.max_tokens > longest:
             raise UserError(
                 f"a prompt of {prompt} tokens and sampling.max_tokens = {sampling.max_tokens} are "
-                f"{prompt + sampling.max_tokens} positions, over the model's {longest}; lower sampling.max_tokens"
+                f"{prompt + sampling.max_tokens} positions, over the model's {longest}; "
+                + (
+                    "lower sampling.max_tokens"
+                    if prompt < longest
+                    else "leave such problems out, or take a model with a larger window"
+                )
             )
         # prompts of like length side by side: less padding
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_tokens))

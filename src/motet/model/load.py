@@ -33,7 +33,7 @@ def load_config(path: str | Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a model ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not a model ({_first_line(path, error)})") from error
     for name in _UNSUPPORTED_CONFIG:
         value = getattr(config, name, None)
         if value not in (None, 1, 1.0) and not (name == "sliding_window" and not _uses_window(config)):
@@ -69,7 +69,12 @@ def load_tokenizer(path: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: no tokenizer can be loaded from it ({_first_line(path, error)})") from error
+
+
+def _first_line(path: str | Path, error: Exception) -> str:
+    said = str(error).splitlines()[0]
+    return said if Path(path).is_dir() else f"no such folder here, and as a hub id: {said}"
 
 
 def check_folder(path: str | Path) -> None:

@@ -51,6 +51,9 @@ def fetch(requirement: str, target: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments and arguments[0].startswith("-"):
+        print(__doc__)
+        return 0
     try:
         print(prepare_smollm2(Path(arguments[0] if arguments else "models")))
     except UserError as error:

@@ -54,13 +54,13 @@ class Algorithm(Part):
     clip_low: PositiveFloat = 0.2
     """The ratio to the anchor is clipped at 1 - clip_low when the advantage is negative."""
     clip_high: PositiveFloat = 0.28
-    """... and at 1 + clip_high when it is positive (the paper: expanded, 0.28 to 0.40)."""
+    """The ratio to the anchor is clipped at 1 + clip_high when the advantage is positive (paper: 0.28 to 0.40)."""
     dual_clip: float | None = Field(default=None, gt=1.0)
     """With "clip": a token of negative advantage A costs at most -dual_clip x A (arXiv 1912.09729; 3 there)."""
     gspo_low: PositiveFloat = 3e-4
     """With "gspo": the sequence's ratio is clipped at 1 - gspo_low, as published."""
     gspo_high: PositiveFloat = 4e-4
-    """... and at 1 + gspo_high."""
+    """With "gspo": and at 1 + gspo_high."""
     cispo_max: PositiveFloat = 5.0
     """With "cispo": most that a token's ratio weighs (5 as in arXiv 2510.13786)."""
     dppo_low: PositiveFloat = 0.2
