@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"data", "funnel", "engine", "interop"}),
     frozenset({"train", "rl", "fit"}),
     frozenset({"stages", "insight"}),
-    frozenset({"pipeline", "experiments", "plan", "doctor"}),
+    frozenset({"pipeline", "preflight", "experiments", "plan", "doctor"}),
     frozenset({"cli", "__main__"}),
 )
 HALVES = (frozenset({"verify", "tasks"}), frozenset({"model", "parallel"}))

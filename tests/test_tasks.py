@@ -164,7 +164,7 @@ def test_an_endless_set_needs_a_count_and_stops_when_it_repeats_itself() -> None
         (ProblemSet(task="reasoning_gym", count=1), "'dataset' is missing"),
         (ProblemSet(task="addition", count=1, columns={"prompt": "q"}), "only a set with a path has columns"),
         (ProblemSet(path="x.jsonl", args={"a": 1}), "only a task takes arguments"),
-        (ProblemSet(path="x.jsonl", columns={"prompts": "q"}), "there is no field 'prompts'"),
+        (ProblemSet(path=__file__, columns={"prompts": "q"}), "there is no field 'prompts'"),
     ],
 )
 def test_a_wrong_setting_names_what_was_meant(config: ProblemSet, message: str) -> None:

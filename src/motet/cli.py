@@ -542,10 +542,12 @@ def _pick(recipe: Recipe, kind: str, name: str | None) -> str:
 
 def _print_plan(recipe: Recipe, folder: Path, start: str | None) -> None:
     from motet.pipeline import plan
+    from motet.preflight import missing
 
     click.echo(recipe.model_dump_json(indent=1, exclude_none=True))
     click.echo(f"\nrun folder: {folder}")
-    for item in plan(recipe, folder, start):
+    planned = plan(recipe, folder, start)
+    for item in planned:
         todo = {
             "done": "done, not run again",
             "running": "was killed, goes on",
@@ -555,6 +557,10 @@ def _print_plan(recipe: Recipe, folder: Path, start: str | None) -> None:
         click.echo(
             f"  {item.name:<14} {item.stage.kind:<11} reads {', '.join(item.reads):<28} {todo.get(item.state, 'to do')}"
         )
+    lacking = missing(recipe, [item.name for item in planned if item.state != "done"])
+    if lacking:
+        click.echo("\nnot here, and a run would stop at once:")
+        click.echo("\n".join(f"  {line}" for line in lacking))
 
 
 def _exists(folder: Path) -> None:

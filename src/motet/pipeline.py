@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import motet
+from motet import preflight
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import (
@@ -115,6 +116,10 @@ def run(
     for item in planned:
         if only is not None and item.name in read - set(only) and item.state != "done":
             raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
+    to_do = [item for item in planned if item.state != "done" and (only is None or item.name in only)]
+    world.first(lambda: preflight.refuse(recipe, [item.name for item in to_do]))
+    if any(isinstance(item.stage, SftStage | RlStage) for item in to_do):
+        preflight.refuse_mesh(recipe, world)
     with _open(world, folder, console) as open_run:
         world.first(lambda: _describe_run(recipe, folder, source, command, world))
         if world.rank == 0:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from motet.base.errors import UserError
+from motet.base.places import check_folder
 from motet.base.recipe import Model, TinyModel
 
 # Head transformations that our own head does not do: refusing beats a silently different distribution.
@@ -75,17 +76,6 @@ def load_tokenizer(path: str | Path) -> Any:
 def _first_line(path: str | Path, error: Exception) -> str:
     said = str(error).splitlines()[0]
     return said if Path(path).is_dir() else f"no such folder here, and as a hub id: {said}"
-
-
-def check_folder(path: str | Path) -> None:
-    """A local folder must look like a model; anything that is no folder is taken for a hub id."""
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-            raise UserError(f"{folder}: no model folder, config.json is missing (it holds {held})")
-    elif folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or folder.suffix:
-        raise UserError(f"{folder}: no such model folder. Give a Hugging Face folder or a hub id like owner/name.")
 
 
 def make_tiny(config: TinyModel, tokenizer: Any, seed: int, folder: Path) -> None:

@@ -15,8 +15,8 @@ from transformers.utils.hub import cached_file
 
 from motet.base import jsonl
 from motet.base.errors import UserError
+from motet.base.places import check_folder
 from motet.base.recipe import Rope
-from motet.model.load import check_folder
 
 
 def positions_of(path: str | Path) -> int | None:

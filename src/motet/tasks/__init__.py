@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from motet.base.errors import UserError
+from motet.base.places import check_data
 from motet.base.recipe import ProblemSet, nearest
 from motet.base.records import Problem, content_id, seed_of
 from motet.tasks import addition, files, gsm_symbolic, humaneval, reasoning_gym, stories, wording
@@ -66,7 +67,7 @@ def load_problem_set(name: str, config: ProblemSet, seed: int, folder: Path | No
     when nothing is left. The problems lie on disk, in a file without a name in `folder` (unset: the system's for
     temporary files); about 100 bytes of each are in memory.
     """
-    _refuse_unusable(name, config)
+    refuse_unusable(name, config)
     dropped: dict[str, int] = {}
     shelved, ranks = Shelved(folder), array("d")
     for problem in islice(_accepted(name, config, dropped), config.count):
@@ -83,20 +84,41 @@ def load_problem_set(name: str, config: ProblemSet, seed: int, folder: Path | No
 
 def supply(name: str, config: ProblemSet) -> Iterator[tuple[str, Problem | UserError]]:
     """(place or "", problem or error) of all that [problems.`name`] holds, before any rule takes something away."""
-    _refuse_unusable(name, config)
+    refuse_unusable(name, config)
     if config.task is None and not config.args:
         return islice(files.placed_problems(name, config), config.count)
     return (("", item) for item in islice(_supply(name, config), config.count))
 
 
-def _refuse_unusable(name: str, config: ProblemSet) -> None:
-    task = TASKS.get(config.task) if config.task is not None else None
-    if task is not None and task.evaluation_only and config.heldout < 1.0:
+def refuse_unusable(name: str, config: ProblemSet) -> None:
+    """Raises UserError for what shows before a row is read."""
+    if config.verifier is not None:
+        from motet.verify import unknown
+
+        trouble = unknown(config.verifier)
+        if trouble:
+            raise UserError(f"problems.{name}.verifier: {trouble}")
+    if config.path is not None:
+        if config.args:
+            raise UserError(f"problems.{name}.args: only a task takes arguments, and this set has a path")
+        check_data(config.path)
+        return
+    assert config.task is not None
+    task = TASKS.get(config.task)
+    if task is None:
+        raise UserError(f"problems.{name}.task: there is no {config.task!r}; {nearest(config.task, list(TASKS))}")
+    if config.columns:
+        raise UserError(f"problems.{name}.columns: only a set with a path has columns")
+    if task.evaluation_only and config.heldout < 1.0:
         raise UserError(
             f"problems.{name}: the task {config.task!r} is for evaluation only and is not trained on; set heldout = 1.0"
         )
-    if config.count is None and task is not None and task.endless and "size" not in config.args:
+    if config.count is None and task.endless and "size" not in config.args:
         raise UserError(f"problems.{name}: the supply of {config.task!r} has no end; set count")
+    _check_arguments(f"problems.{name}.args", task.load, {"seed": SEED, **config.args})
+    folder = config.args.get("folder")
+    if isinstance(folder, str) and not Path(folder).is_dir():
+        raise UserError(f"problems.{name}.args.folder: there is no folder {folder!r} in {Path.cwd()}")
 
 
 def describe_tasks() -> str:
@@ -166,17 +188,9 @@ def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterato
 
 def _supply(name: str, config: ProblemSet) -> Iterable[Problem | UserError]:
     if config.task is None:
-        if config.args:
-            raise UserError(f"problems.{name}.args: only a task takes arguments, and this set has a path")
         return files.read_problems(name, config)
-    if config.task not in TASKS:
-        raise UserError(f"problems.{name}.task: there is no {config.task!r}; {nearest(config.task, list(TASKS))}")
-    if config.columns:
-        raise UserError(f"problems.{name}.columns: only a set with a path has columns")
-    load = TASKS[config.task].load
-    arguments = {"seed": SEED, **config.args}
-    _check_arguments(f"problems.{name}.args", load, arguments)
-    return (_labelled(item, config) for item in load(name, **arguments))
+    found = TASKS[config.task].load(name, **{"seed": SEED, **config.args})
+    return (_labelled(item, config) for item in found)
 
 
 def _labelled(item: Problem | UserError, config: ProblemSet) -> Problem | UserError:

@@ -102,9 +102,8 @@ def load_suite(name: str, path: str | None, count: int | None) -> Suite:
     """Raises UserError for an unknown name, data in another format, or data in which nothing can be judged."""
     from motet.verify.judge import check_problem
 
-    spec = SUITES.get(name)
-    if spec is None:
-        raise UserError(f"evaluation: there is no suite {name!r}; {nearest(name, list(SUITES))}".rstrip("; "))
+    refuse_unknown(name)
+    spec = SUITES[name]
     problems: list[Problem] = []
     dropped: dict[str, int] = {}
     for problem in islice(_problems(name, spec, path), count):
@@ -123,10 +122,13 @@ def load_suite(name: str, path: str | None, count: int | None) -> Suite:
 
 def supply(name: str, path: str | None, count: int | None) -> Iterator[Problem]:
     """The problems of a suite as they are, unusable ones too. Raises UserError as `load_suite` does."""
-    spec = SUITES.get(name)
-    if spec is None:
+    refuse_unknown(name)
+    return islice(_problems(name, SUITES[name], path), count)
+
+
+def refuse_unknown(name: str) -> None:
+    if name not in SUITES:
         raise UserError(f"evaluation: there is no suite {name!r}; {nearest(name, list(SUITES))}".rstrip("; "))
-    return islice(_problems(name, spec, path), count)
 
 
 def describe_suites() -> str:

@@ -1,0 +1,106 @@
+"""What would stop a run, found before anything is started or set aside: names, files and folders of the stages that are
+to do. Nothing is read but names, so a data set with a bad row still fails when its stage reads it (`motet check`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motet.base import places
+from motet.base.errors import UserError
+from motet.base.recipe import (
+    CleanStage,
+    Engine,
+    FilterStage,
+    Recipe,
+    RlStage,
+    SftStage,
+    SynthesizeStage,
+)
+
+if TYPE_CHECKING:
+    from motet.train.world import World
+
+
+def missing(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """One line for each thing that `stages` need and that is not here: its key in the recipe, and why."""
+    found = [(key, why) for key, check in _checks(recipe, stages) if (why := _why(check))]
+    return [why if why.startswith(key) else f"{key}: {why}" for key, why in found]
+
+
+def refuse(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raises UserError that names all of `missing`."""
+    found = missing(recipe, stages)
+    if found:
+        lines = "\n".join(f"  {line}" for line in found)
+        raise UserError(f"{len(found)} of what the recipe names cannot be used; nothing was started\n{lines}")
+
+
+def refuse_mesh(recipe: Recipe, world: World) -> None:
+    """Raises UserError for a mesh that does not fit these processes or the model's heads, where its config is here."""
+    from motet.train.mesh import resolve
+
+    heads = recipe.model.tiny.heads if recipe.model.tiny is not None else None
+    config = Path(recipe.model.path or "") / "config.json"
+    if recipe.model.path is not None and config.is_file():
+        heads = json.loads(config.read_text(encoding="utf-8")).get("num_attention_heads")
+    if heads is not None:
+        resolve(recipe.mesh, world.size, world.per_node, heads)
+
+
+def _why(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+    from motet.tasks import refuse_unusable
+
+    if recipe.model.path is not None:
+        path = recipe.model.path
+        yield "model.path", lambda: places.check_folder(path)
+    yield from _engine("engine", recipe.engine)
+    sets: dict[str, None] = {}
+    for name in stages:
+        stage, place = recipe.stage[name], f"stage.{name}"
+        if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
+            sets |= dict.fromkeys(mix.problems for mix in stage.problems if mix.problems is not None)
+        if isinstance(stage, SftStage | CleanStage | FilterStage):
+            sets |= dict.fromkeys(row.problems for row in stage.data if row.problems is not None)
+            for i, row in enumerate(stage.data):
+                if row.path is not None:
+                    yield f"{place}.data[{i}].path", lambda path=row.path: places.check_data(path)  # type: ignore[misc]
+        if isinstance(stage, SynthesizeStage):
+            teachers = {"teacher": stage.teacher, **{f"teachers.{n}": t for n, t in stage.teachers.items()}}
+            for label, teacher in teachers.items():
+                if teacher is not None:
+                    yield from _engine(f"{place}.{label}", teacher)
+        if isinstance(stage, SynthesizeStage | CleanStage) and stage.rules.judge is not None:
+            yield from _engine(f"{place}.rules.judge", stage.rules.judge)
+    if any(recipe.stage[name].evaluate for name in stages):
+        sets |= dict.fromkeys(item.problems for item in recipe.evaluation.sets if item.problems is not None)
+        yield from _suites(recipe)
+    for name in sets:
+        yield f"problems.{name}", lambda name=name: refuse_unusable(name, recipe.problems[name])  # type: ignore[misc]
+
+
+def _engine(place: str, engine: Engine) -> Iterator[tuple[str, Callable[[], None]]]:
+    for key in ("script", "python"):
+        path = getattr(engine, key)
+        if path is not None:
+            yield f"{place}.{key}", lambda path=path: places.check_file(path)  # type: ignore[misc]
+
+
+def _suites(recipe: Recipe) -> Iterator[tuple[str, Callable[[], None]]]:
+    from motet.tasks.suites import refuse_unknown
+
+    for i, item in enumerate(recipe.evaluation.sets):
+        if item.suite is not None:
+            yield f"evaluation.sets[{i}].suite", lambda name=item.suite: refuse_unknown(name)  # type: ignore[misc]
+        if item.path is not None:
+            yield f"evaluation.sets[{i}].path", lambda path=item.path: places.check_data(path)  # type: ignore[misc]

@@ -1,0 +1,100 @@
+"""What would stop a run is said before anything is started."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import micro
+from motet import pipeline, preflight
+from motet.base.errors import UserError
+from motet.base.load_recipe import load
+from motet.cli import cli
+from motet.train.world import World
+
+RECIPE = """
+extends = "stable"
+name = "faults"
+stages = ["base", "sft", "rl"]
+model.path = "./no-model"
+[engine]
+kind = "scripted"
+script = "replies.jsonl"
+[problems.typed]
+path = "{folder}/problem.jsonl"
+domain = "math"
+verifier = "maths"
+[problems.elsewhere]
+path = "{folder}/problem.jsonl"
+domain = "math"
+verifier = "math"
+[problems.unknown]
+task = "additon"
+count = 10
+[problems.unused]
+path = "not-looked-for.jsonl"
+domain = "math"
+verifier = "math"
+[evaluation]
+sets = [{{ problems = "unknown" }}, {{ suite = "math50" }}]
+[stage.base]
+kind = "evaluate"
+[stage.sft]
+kind = "sft"
+data = [{{ path = "{folder}/missing/rows.jsonl" }}, {{ problems = "typed" }}]
+[stage.rl]
+kind = "rl"
+problems = [{{ problems = "elsewhere" }}]
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    (tmp_path / "problems.jsonl").write_text("")
+    path = tmp_path / "faults.toml"
+    path.write_text(RECIPE.format(folder=tmp_path))
+    return path
+
+
+def test_all_that_is_missing_is_named_at_once_with_its_key(faulty: Path) -> None:
+    recipe = load(faulty)
+    lines = preflight.missing(recipe, recipe.stages)
+    assert sorted(line.split(": ")[0] for line in lines) == [
+        "engine.script", "evaluation.sets[1].suite", "model.path", "problems.elsewhere", "problems.typed.verifier",
+        "problems.unknown.task", "stage.sft.data[0].path",
+    ]  # fmt: skip
+    text = "\n".join(lines)
+    assert "did you mean 'math500'" in text and "did you mean 'addition'" in text and "did you mean 'math'" in text
+    assert "holds faults.toml, problems.jsonl" in text and "there is no folder" in text
+    assert "not-looked-for" not in text
+
+
+def test_a_run_with_something_missing_makes_no_folder_and_says_how_many(faulty: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"7 of what the recipe names cannot be used; nothing was started"):
+        pipeline.run(load(faulty), tmp_path / "run", console=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_stages_that_are_to_do_are_looked_at(faulty: Path) -> None:
+    recipe = load(faulty, ["stage.rl.evaluate=false", "engine={}", "model={tiny={}}"])
+    assert [line.split(": ")[0] for line in preflight.missing(recipe, ["rl"])] == ["problems.elsewhere"]
+    assert preflight.missing(recipe, []) == []
+
+
+def test_a_dry_run_tells_it_and_ends_well(faulty: Path) -> None:
+    done = CliRunner().invoke(cli, ["run", str(faulty), "--dry-run"])
+    assert done.exit_code == 0 and "not here, and a run would stop at once:" in done.output
+    assert "problems.unknown.task" in done.output
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_the_first_stage(micro_recipe: Path, tmp_path: Path) -> None:
+    recipe = micro.recipe(micro_recipe, "mesh.sp=3")
+    with pytest.raises(UserError, match=r"mesh: .* does not fit"):
+        pipeline.run(recipe, tmp_path / "run", console=False)
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_a_sound_recipe_lacks_nothing(micro_recipe: Path) -> None:
+    recipe = micro.recipe(micro_recipe)
+    assert preflight.missing(recipe, recipe.stages) == []
+    preflight.refuse_mesh(recipe, World())
