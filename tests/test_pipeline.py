@@ -187,7 +187,8 @@ def test_control_runs_start_from_a_model_folder_and_leave_stages_out(
         (["problems.numbers.path='HERE/field.jsonl'"], "HERE/field.jsonl, line 1: field 'answer'"),
         (["problems.numbers.path='HERE/gold.jsonl'"], "problem 'p1'"),
         (["seed=x"], "seed: Input should be a valid integer"),
-        (["stages=['base']", "engine={kind='scripted',script='HERE/no.jsonl'}"], "engine.script: HERE/no.jsonl: no such file"),
+        (["stages=['base']", "engine={kind='scripted',script='HERE/no.jsonl'}"],
+         "engine.script: HERE/no.jsonl: no such file"),
     ],
 )  # fmt: skip
 def test_what_a_user_can_mend_is_said_without_a_traceback_and_ends_with_2(
