@@ -63,4 +63,6 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))

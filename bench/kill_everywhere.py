@@ -58,4 +58,6 @@ def weights(run: Path) -> bytes:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))

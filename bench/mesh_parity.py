@@ -52,4 +52,6 @@ def _apart(found: dict[str, Any], expected: dict[str, Any], kind: str) -> float:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
     sys.exit(main([int(argument) for argument in sys.argv[1:]]))

@@ -61,4 +61,6 @@ def prompts(count: int, length: int, vocabulary: int, copies: int = 1) -> list[l
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
     make(Path(sys.argv[1]), sys.argv[2], "cuda" if torch.cuda.is_available() else "cpu")

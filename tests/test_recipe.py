@@ -266,3 +266,16 @@ def test_every_key_has_an_explanation() -> None:
 def test_explain_names_the_nearest_key_for_an_unknown_one() -> None:
     with pytest.raises(UserError, match="no key 'clip_hihg'; did you mean 'clip_high'"):
         describe("clip_hihg")
+
+
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        ("stage.warm-up.prompts_per_step", "stage.rl.prompts_per_step"),
+        ("problems.school.path", "problems.NAME.path"),
+        ("problems.path", "problems.NAME.path"),
+        ("problems.school", "problems.NAME.task"),
+    ],
+)
+def test_a_key_with_the_users_own_name_in_it_is_explained(key: str, first: str) -> None:
+    assert describe(key).startswith(first)

@@ -182,10 +182,24 @@ def describe(key: str) -> str:
         return WORDS[key]
     table = dict(_walk(Recipe, ""))
     matches = [k for k in table if k == key or k.endswith("." + key) or k.startswith(key + ".")]
+    for meant in _without_own_names(key):
+        matches = matches or [k for k in table if any(k == one or k.startswith(one + ".") for one in meant)]
     if not matches:
         leaves = sorted(set(table) | {k.rsplit(".", 1)[-1] for k in table})
         raise UserError(f"no key {key!r}; {nearest(key, leaves)}`motet explain stage` lists all keys of all stages")
     return "\n".join(table[k] for k in matches)
+
+
+def _without_own_names(key: str) -> list[list[str]]:
+    """What a key may stand for, the likeliest first: "stage.warm-up.steps" for that key of every kind of stage,
+    "problems.school.path" and "problems.path" for "problems.NAME.path"."""
+    table, _, rest = key.partition(".")
+    own, _, below = rest.partition(".")
+    if table == "stage" and own not in KINDS:
+        return [[".".join(filter(None, ("stage", kind, below))) for kind in KINDS]]
+    return (
+        [[f"problems.NAME.{rest}"], [".".join(filter(None, ("problems.NAME", below)))]] if table == "problems" else []
+    )
 
 
 def _walk(model: type[BaseModel], prefix: str) -> list[tuple[str, str]]:
