@@ -81,6 +81,14 @@ def test_only_the_stages_that_are_to_do_are_looked_at(faulty: Path) -> None:
     assert preflight.missing(recipe, []) == []
 
 
+def test_a_python_that_is_none_is_named_before_a_server_would_start_with_it(faulty: Path) -> None:
+    recipe = load(faulty, ["model={tiny={}}", "engine={kind='vllm',python='no/python'}"])
+    lines = preflight.missing(recipe, [])
+    assert lines == []  # nothing is to do, so nothing is started
+    (line,) = [line for line in preflight.missing(recipe, ["base"]) if "python" in line]
+    assert line.startswith("engine.python: 'no/python' is no program")
+
+
 def test_a_dry_run_tells_it_and_ends_well(faulty: Path) -> None:
     done = CliRunner().invoke(cli, ["run", str(faulty), "--dry-run"])
     assert done.exit_code == 0 and "not here, and a run would stop at once:" in done.output

@@ -61,6 +61,8 @@ def _why(check: Callable[[], None]) -> str:
 def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     from motet.tasks import refuse_unusable
 
+    if not stages:
+        return
     if recipe.model.path is not None:
         path = recipe.model.path
         yield "model.path", lambda: places.check_folder(path)
@@ -90,10 +92,11 @@ def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
 
 
 def _engine(place: str, engine: Engine) -> Iterator[tuple[str, Callable[[], None]]]:
-    for key in ("script", "python"):
-        path = getattr(engine, key)
-        if path is not None:
-            yield f"{place}.{key}", lambda path=path: places.check_file(path)  # type: ignore[misc]
+    script, python = engine.script, engine.python
+    if script is not None:
+        yield f"{place}.script", lambda: places.check_file(script)
+    if python is not None:
+        yield f"{place}.python", lambda: places.check_python(python)
 
 
 def _suites(recipe: Recipe) -> Iterator[tuple[str, Callable[[], None]]]:

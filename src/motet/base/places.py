@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from motet.base.errors import UserError
@@ -28,6 +29,14 @@ def check_data(path: str) -> None:
 def check_file(path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file{_beside(path)}")
+
+
+def check_python(python: str) -> None:
+    if not os.access(python, os.X_OK):
+        raise UserError(
+            f"engine.python: {python!r} is no program. Make an environment with vLLM (make vllm) and give its Python, "
+            "e.g. .venv-vllm/bin/python."
+        )
 
 
 def _beside(path: str) -> str:

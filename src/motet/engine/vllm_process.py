@@ -137,14 +137,6 @@ def places(settings: Settings) -> list[tuple[int, ...]]:
     return [settings.gpus[start : start + each] for start in range(0, len(settings.gpus), each)]
 
 
-def check_python(python: str) -> None:
-    if not os.access(python, os.X_OK):
-        raise UserError(
-            f"engine.python: {python!r} is no program. Make an environment with vLLM (make vllm) and give its Python, "
-            "e.g. .venv-vllm/bin/python."
-        )
-
-
 def free_port() -> int:
     return free_ports(1)[0]
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from motet.base.errors import UserError
+from motet.base.places import check_python
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
 from motet.base.records import Completion
@@ -56,7 +57,7 @@ class ServedVllm(Vllm):
         """By url, of servers that motet starts."""
         try:
             if settings.python:
-                process.check_python(settings.python)
+                check_python(settings.python)
                 places = process.places(settings)
                 for port, gpus in zip(process.free_ports(len(places)), places, strict=True):
                     self.servers.append(Server(f"http://127.0.0.1:{port}", settings))
