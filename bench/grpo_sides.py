@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import random_model
@@ -43,7 +44,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
         ),
         sampling=Sampling(temperature=1.0, max_tokens=options.tokens),
     )  # fmt: skip
-    learner = Learner(options.model, model, config.optimizer, options.steps)
+    learner, clock = Learner(options.model, model, config.optimizer, options.steps), Clock()
     chat = ChatFormat(load_tokenizer(options.model), Chat(think="off"))
     settings = Engine(
         kind="vllm",
@@ -54,8 +55,9 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
         eager=not CUDA,
     )
     engine = vllm.make(options.model, model, chat, settings)
+    watch_sleep(clock)
     engine.load(learner.weights(), 0)
-    rows, clock, tokens, metrics = prompts(options), Clock(), 0, dict[str, float]()
+    rows, tokens, metrics = prompts(options), 0, dict[str, float]()
     for step in range(options.steps):
         clock.start_step()
         mine = [tuple(row) for row in rows[step * PROMPTS : (step + 1) * PROMPTS] for _ in range(GROUP)]
@@ -85,6 +87,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
         **clock.medians(),
         "tokens_per_step": tokens / options.steps,
         **{name: metrics[name] for name in reported},
+        "device_gib_after": clock.used,
         **peak(),
     }
 
@@ -95,6 +98,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
     clock = Clock()
+    watch_sleep(clock)
 
     class Steps(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -160,7 +164,8 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
 
             trainer.vllm_generation.sync_weights = timed_sync
         trainer.train()
-    return {**clock.medians(), "tokens_per_step": sum(counted) / options.steps, "rows_in_a_pass": batch, **peak()}
+    counts = {"tokens_per_step": sum(counted) / options.steps, "rows_in_a_pass": batch}
+    return {**clock.medians(), **counts, "device_gib_after": clock.used, **peak()}
 
 
 class phase:
@@ -172,6 +177,30 @@ class phase:
 
     def __exit__(self, *_: object) -> None:
         self._clock.add(self._name, now() - self._began)
+
+
+def watch_sleep(clock: Clock) -> None:
+    """vLLM's going to sleep and waking, which are part of "sample" and "load", by themselves; and what is in use on the
+    device when it is awake."""
+    if not CUDA:
+        return
+    import vllm
+
+    for name in ("sleep", "wake_up"):
+        setattr(vllm.LLM, name, _watched(getattr(vllm.LLM, name), name, clock))
+
+
+def _watched(call: Callable[..., Any], name: str, clock: Clock) -> Callable[..., Any]:
+    def timed(*arguments: Any, **named: Any) -> Any:
+        began = now()
+        result = call(*arguments, **named)
+        if clock.steps:
+            clock.add(name, now() - began)
+        free, total = torch.cuda.mem_get_info()
+        clock.used[name] = max(clock.used.get(name, 0.0), (total - free) / 2**30)
+        return result
+
+    return timed
 
 
 def peak() -> dict[str, float]:

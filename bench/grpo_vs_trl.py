@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PHASES = ("sample", "anchor", "train", "load")
+PHASES = ("sample", "anchor", "train", "load", "wake_up", "sleep")
+"""The last two are part of "sample" and "load"."""
 PROMPTS, GROUP, PROMPT_TOKENS = 8, 8, 128
 SETTINGS = {"learning_rate": 1e-6, "memory_share": 0.3, "clip_low": 0.2, "clip_high": 0.28, "max_grad_norm": 1.0}
 
@@ -110,6 +111,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.used: dict[str, float] = {}
+        """GiB in use on the device, at most, after a call by name."""
         self._began = 0.0
 
     def start_step(self) -> None:
