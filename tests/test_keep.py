@@ -40,7 +40,7 @@ def test_a_peak_that_was_seen_corrects_the_next_choice(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: now["allocated"])
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 12 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (68 * GIB, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: now["peak"])
     own.pending = lambda: (0, 2 * GIB)
     room = 80 * GIB - int(MARGIN * 80 * GIB) - 12 * GIB - 2 * GIB
@@ -97,5 +97,5 @@ def test_room_is_what_others_leave_or_the_share_that_was_set(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GIB, 140 * GIB))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
     assert _usable(torch.device("cpu")) == pytest.approx(usable * GIB)

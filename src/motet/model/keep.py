@@ -107,5 +107,5 @@ def _usable(device: torch.device) -> int:
     """Bytes that this process may have in tensors, those that it has included: what others leave of the device, or the
     share of it that was set (torch.cuda.set_per_process_memory_fraction)."""
     free, total = torch.cuda.mem_get_info(device)
-    most = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    most = int(torch.cuda.get_per_process_memory_fraction() * total)  # it takes no device without a number
     return min(free + torch.cuda.memory_reserved(device), most) - int(MARGIN * most)
