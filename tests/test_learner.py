@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Ph
 from motet.base.errors import UserError
 from motet.base.recipe import Model, Optimizer
 from motet.data.pack import Batch, Sample, pack
-from motet.model.load import export
+from motet.model.load import export, load_tokenizer
 from motet.train import checkpoint
 from motet.train.learner import Learner, learning_rate
 from motet.train.logprobs import Scored
@@ -281,3 +281,25 @@ def test_a_model_computed_in_bfloat16_keeps_float32_weights_and_is_exported_in_b
     assert plain.dtype == torch.bfloat16
     for name, tensor in own.weights():
         assert torch.equal(plain.state_dict()[name], tensor.bfloat16())
+
+
+def test_a_learner_that_gave_its_memory_back_between_steps_trains_to_the_same_bits(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    resting, other = (learner(model_folder, dtype="bfloat16") for _ in range(2))
+    for step in range(3):
+        for own in (resting, other):
+            train(own, range(step, step + 1))
+        resting.rest()
+        assert {p.untyped_storage().nbytes() for p in resting.model.parameters()} == {0}
+    assert same(weights(resting), weights(other))  # from the copies that the optimizer steps on
+    resting.export(tmp_path / "rested", load_tokenizer(model_folder))
+    rows = pack(samples(3), 40)
+    for a, b in zip(resting.logprobs(rows), other.logprobs(rows), strict=True):
+        assert torch.equal(a, b)
+    other.export(tmp_path / "other", load_tokenizer(model_folder))
+    rested, never = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in ("rested", "other")
+    )
+    for a, b in zip(rested.parameters(), never.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -31,7 +31,7 @@ from motet.engine.transformers import TransformersEngine
 from motet.engine.vllm_process import Process
 from motet.engine.vllm_server import ServedVllm
 from motet.engine.vllm_transfer import buckets
-from motet.engine.vllm_worker import fingerprint, fingerprints, held, read_folder
+from motet.engine.vllm_worker import fingerprint, fingerprints, held, read_folder, sums_of_rows_and_columns
 from test_engine import as_samples, trained
 
 SAMPLING = SamplingParams(temperature=0.8, top_p=1.0, max_tokens=9)
@@ -220,6 +220,13 @@ def changed(tensor: torch.Tensor, change: Callable[[torch.Tensor], Any]) -> torc
 def test_a_fingerprint_sees(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     tensor = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     assert not fingerprint(tensor).equal(fingerprint(changed(tensor, change)))
+
+
+def test_a_gpu_and_a_cpu_sum_rows_and_columns_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motet.engine.vllm_worker._CHUNK", 7)  # a CPU takes one row of three at a time, then two
+    bits = torch.randint(-(2**15), 2**15, (5, 3)).to(torch.int16)
+    rows, columns = sums_of_rows_and_columns(bits)
+    assert rows.equal(bits.sum(1, dtype=torch.int64)) and columns.equal(bits.sum(0, dtype=torch.int64))
 
 
 def test_a_fingerprint_is_of_the_numbers_and_not_of_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:

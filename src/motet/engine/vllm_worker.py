@@ -175,15 +175,26 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     bits = tensor.detach().contiguous().view(getattr(torch, _BITS[tensor.element_size()]))
     bits = bits.reshape(-1, bits.shape[-1]) if bits.ndim > 1 else bits.reshape(1, -1)
     height, width = bits.shape
-    columns = torch.zeros(width, dtype=torch.int64, device=bits.device)
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    step = max(1, _CHUNK // max(1, width))
     places = _places(max(height, width), bits.device)
+    rows, columns = sums_of_rows_and_columns(bits)
+    return torch.stack(((rows * places[:height]).sum(), (columns * places[:width]).sum()))
+
+
+def sums_of_rows_and_columns(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of integers [height, width], in 64 bits. A GPU widens as it reads; a CPU would make a wide copy of all of it, and
+    gets a part at a time."""
+    import torch
+
+    if bits.is_cuda:
+        return bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64)
+    height, width = bits.shape
+    rows, columns = torch.zeros(height, dtype=torch.int64), torch.zeros(width, dtype=torch.int64)
+    step = max(1, _CHUNK // max(1, width))
     for start in range(0, height, step):
         wide = bits[start : start + step].long()
-        total += (wide.sum(1) * places[start : start + wide.shape[0]]).sum()
+        rows[start : start + step] = wide.sum(1)
         columns += wide.sum(0)
-    return torch.stack((total, (columns * places[:width]).sum()))
+    return rows, columns
 
 
 _PLACES: dict[torch.device, torch.Tensor] = {}

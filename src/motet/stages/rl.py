@@ -64,6 +64,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
             if live:
                 with time("load"):
                     sampler.engine.load(learner.weights(), learner.version)
+            learner.rest()
         metrics |= probe.measure(sampler, step + 1, time)
         metrics |= time.metrics() | speeds(metrics, time.seconds)
         context.run.report(name, step + 1, config.steps, metrics, COLUMNS)

@@ -4,6 +4,7 @@ learner.accumulate(batches, loss)   forward and backward, the loss divided once 
 learner.update()                    clip, optimizer step, version + 1
 learner.logprobs(batches)           no gradient: the anchor
 learner.weights()                   full tensors by Hugging Face name, for an engine or an export
+learner.rest()                      memory that can be filled again goes back until the next of the first three
 learner.state() / load_state(state)  everything that the next step depends on (train/checkpoint.py keeps it)
 
 Where several processes train one model, each calls the same verbs with the same batches and takes its share of them;
@@ -184,6 +185,11 @@ class Learner:
             dist.all_reduce(whole)
         return list(torch.split(whole, sizes))
 
+    def rest(self) -> None:
+        """Gives back what can be made again, until the model is needed: an engine in the same memory samples now."""
+        if self._masters:
+            self._masters.rest()
+
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every name of the model's state, one full tensor at a time; all processes go through all of them."""
         tensors = self._whole_tensors()
@@ -338,6 +344,8 @@ class Learner:
         coefficients_N: torch.Tensor | None = None,
     ) -> Scored:
         """Of all scored tokens of the row: where processes share it, each computes those of its slice."""
+        if self._masters:
+            self._masters.wake()
         part, parts = (self._mesh.part, self._mesh.shape.sp) if self._mesh else (0, 1)
         sequence = self._mesh.sequence if self._mesh else None
         batch = batch or idle(2 * parts, self.device)

@@ -22,6 +22,7 @@ class Masters:
         """Takes float32 parameters, and leaves them in bfloat16."""
         self.copies = {name: torch.nn.Parameter(p.detach().float()) for name, p in parameters.items()}
         self._originals = parameters
+        self._away = False
         for name, parameter in parameters.items():
             parameter.data = parameter.data.bfloat16()
             register: Any = parameter.register_post_accumulate_grad_hook
@@ -30,7 +31,20 @@ class Masters:
     @torch.no_grad()
     def publish(self) -> None:
         """The model gets the copies' values, rounded."""
+        self._away = False
+        for parameter in self._originals.values():
+            parameter.untyped_storage().resize_(parameter.nbytes)
         torch._foreach_copy_(list(self._originals.values()), list(self.copies.values()))
+
+    def rest(self) -> None:
+        """Gives the model's memory back: nothing may read its values until `wake`."""
+        self._away = True
+        for parameter in self._originals.values():
+            parameter.untyped_storage().resize_(0)
+
+    def wake(self) -> None:
+        if self._away:
+            self.publish()
 
 
 def _adds_to(copy: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
@@ -60,6 +74,9 @@ class Optimizers:
             self.parts.append(_adamw([parameters[n] for n in rest], config))
 
     def step(self, rate: float) -> None:
+        if torch.cuda.is_available() and not any(part.state for part in self.parts):
+            # what the optimizer is about to keep must not lie between pieces of memory that others will want back
+            torch.cuda.empty_cache()
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
