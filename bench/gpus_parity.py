@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from motet.base.recipe import Lora, Optimizer
 from motet.data.pack import Sample, pack
 from motet.doctor.checks import samples, step
-from motet.doctor.finding import Finding, Step, apart, compare, encode
+from motet.doctor.finding import Finding, Step, apart, compare, encode, no_farther
 from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
 from motet.train.losses import cross_entropy
@@ -63,12 +63,21 @@ def parity(
 ) -> dict[str, Any]:
     mesh: Axes = tuple(axes)  # type: ignore[assignment]
     own = learner(place, shape, mesh, dtype, compiled, lora)
-    expected = torch.load(place.scratch / called(shape, dtype, lora), weights_only=True, map_location=own.device)
+    expected = left_alone(place, called(shape, dtype, lora), own.device)
+    truth = left_alone(place, called(shape, "float32", lora), own.device) if compiled and dtype != "float32" else {}
     findings: list[Finding] = []
     for words, taken in taken_by(own, shape):
-        findings += compare(words, Step(**expected[words]), taken, dtype)
+        if truth:
+            findings += no_farther(words, truth[words], expected[words], taken, dtype)
+        else:
+            findings += compare(words, expected[words], taken, dtype)
         place.keep({"findings": encode(findings)})
     return judged(findings)
+
+
+def left_alone(place: Place, name: str, device: torch.device) -> dict[str, Step]:
+    found: dict[str, dict[str, Any]] = torch.load(place.scratch / name, weights_only=True, map_location=device)
+    return {words: Step(**taken) for words, taken in found.items()}
 
 
 def called(shape: str, dtype: str, lora: bool) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from motet.cli import cli
 from motet.data.pack import Batch, pack
 from motet.doctor import checks, examine, view
-from motet.doctor.finding import TOLERANCE, Finding, compare
+from motet.doctor.finding import TOLERANCE, Finding, Step, compare, no_farther
 from motet.model.kernels import Documents
 
 
@@ -57,6 +58,42 @@ def test_what_is_not_a_number_fails() -> None:
     assert not Finding("a against b", "loss", 0.0, 0.0).failed
     assert TOLERANCE["float32"]["loss"] < TOLERANCE["bfloat16"]["loss"]
     assert compare("x", *[checks.Step(1.0, {})] * 2, "float32")[0].status == "ok"
+
+
+def test_what_is_no_farther_from_float32_than_the_plain_path_passes() -> None:
+    """Gradients of 10: the plain path is 0.6 off, which is 6 %; another may be 1.25 times as far, 7.5 %."""
+
+    def found(plain: float, other: float, loss: float = 1.0) -> list[Finding]:
+        truth, *steps = (Step(1.0, {"w": torch.tensor([value])}) for value in (10.0, plain, other))
+        return no_farther("x", truth, steps[0], replace(steps[1], loss=loss), "bfloat16")
+
+    loss, gradients = found(10.6, 9.3)
+    assert (loss.status, gradients.status) == ("ok", "ok")
+    assert (gradients.measure, gradients.tolerance) == ("gradients, from float32", pytest.approx(0.075))
+    assert gradients.difference == pytest.approx(0.07)
+    assert [f.status for f in found(10.6, 9.2)] == ["ok", "FAILED"]
+    assert [f.tolerance for f in found(10.0, 10.0)] == [2e-2, 5e-2]  # never less than where rounding ends
+    assert found(10.0, 10.0, loss=1.03)[0].failed
+
+
+def planted(name: str, value: float, own: checks.Step) -> checks.Step:
+    return replace(own, gradients={n: g * value if name in n else g for n, g in own.gradients.items()})
+
+
+def test_a_wrong_step_in_bfloat16_is_farther_from_float32_than_rounding_is(patient: checks.Patient) -> None:
+    """The rounding of the plain path leaves room for nothing else: a leak, a loss 10 % too large, a block without
+    gradients."""
+    low = replace(patient, dtype="bfloat16")
+    documents = checks.samples(low.learner(), checks.LENGTHS)
+    truth = checks.step(patient.learner(), [documents])
+    plain = checks.step(low.learner(), [documents])
+    again = checks.step(low.learner(recompute="full"), [documents])
+    assert not any(f.failed for f in no_farther("x", truth, plain, again, "bfloat16"))
+    leaking = checks.step(low.learner(), [[checks.Sample(sum((d.tokens for d in documents), ()),
+                                                         sum((d.loss_mask for d in documents), ()))]])  # fmt: skip
+    for wrong in (planted("", 1.1, plain), planted("layers.1.", 0.0, plain), leaking):
+        _, gradients = no_farther("x", truth, plain, wrong, "bfloat16")
+        assert gradients.failed, gradients
 
 
 def test_a_process_that_dies_is_a_finding_and_not_the_end(patient: checks.Patient, tmp_path: Path) -> None:

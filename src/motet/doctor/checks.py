@@ -17,7 +17,7 @@ import torch
 
 from motet.base.recipe import Mesh, Model, Optimizer
 from motet.data.pack import Batch, Sample, pack
-from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare
+from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare, no_farther
 from motet.model.blocks import blocks_of
 from motet.model.recompute import Policy, apply
 from motet.rl.objectives import ClippedPolicyLoss
@@ -116,6 +116,7 @@ def recompute(patient: Patient) -> Iterator[Finding]:
     """Each policy of recomputation, against none, uncompiled; on a GPU compiled as well."""
     documents: list[Sample] = []
     expected: Step | None = None
+    truth: Step | None = None
     options: list[tuple[str, str]] = [(policy, "off") for policy in get_args(Policy)]
     if patient.device == "cuda" and patient.dtype != "float32":
         options += [(policy, "on") for policy in ("none", "attention")]
@@ -126,8 +127,11 @@ def recompute(patient: Patient) -> Iterator[Finding]:
         if expected is None:
             expected = found
             continue
-        what = f"recompute: {policy}{', compiled' if compiled == 'on' else ''} against none"
-        yield from compare(what, expected, found, patient.dtype)
+        if compiled == "off":
+            yield from compare(f"recompute: {policy} against none", expected, found, patient.dtype)
+            continue
+        truth = truth or step(patient.learner(dtype="float32", recompute="none", compile="off"), [documents])
+        yield from no_farther(f"recompute: {policy}, compiled, and none", truth, expected, found, patient.dtype)
     own = patient.learner(recompute="offload", compile="off")
     apply(blocks_of(own.model), "offload", tile=MOST)
     assert expected is not None

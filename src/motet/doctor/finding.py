@@ -65,6 +65,23 @@ def compare(what: str, expected: Step, found: Step, dtype: str, strict: bool = F
     ]
 
 
+FARTHER = 1.25
+"""How much farther than the plain path another one may be from float32."""
+
+
+def no_farther(what: str, truth: Step, plain: Step, found: Step, dtype: str) -> list[Finding]:
+    """Of what rounds elsewhere than the plain path does, as a compiled block that skips roundings: two results that are
+    equally right are as far apart as both are wrong. `truth` is the step in float32; `found` may be as far from it as
+    `plain` is, times FARTHER, or as TOLERANCE says."""
+    bounds = TOLERANCE[dtype]
+    losses = [abs(one.loss - truth.loss) for one in (plain, found)]
+    gradients = [apart(truth.gradients, one.gradients) for one in (plain, found)]
+    return [
+        Finding(what, f"{measure}, from float32", max(bounds[measure], FARTHER * own), other)
+        for measure, (own, other) in (("loss", losses), ("gradients", gradients))
+    ]
+
+
 def apart(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> float:
     """Euclidean norm of the difference, over that of `expected`."""
     assert expected.keys() == found.keys()
