@@ -6,6 +6,10 @@
 Each section is a process of its own with the same vLLM settings, one after the other. "alone" is `LLM.generate` without
 log-probabilities and seeds, which is what vLLM does fastest; "engine" is motet's engine with both, on the same prompts
 and lengths. A load is timed from the learner's tensors until the fingerprints have been compared.
+
+"step_ms" is where the time of a step goes in this process, by timers in one pass of its own: `schedule` and `launch`
+are vLLM's before the device works, `wait` is for the device, `outputs` is all that is done with what it sampled (by
+vLLM's scheduler, its output processor, and motet). Where `wait` is near zero, the host is the limit.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ MEMORY_SHARE = 0.4
 def main() -> int:
     parser = argparse.ArgumentParser(description="motet's vLLM engine against vLLM alone.")
     parser.add_argument("--shape", choices=sorted(random_model.SHAPES), default="0.6B")
-    parser.add_argument("--batches", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["alone", "engine"],
@@ -73,7 +77,7 @@ def show(result: dict[str, Any], batches: list[int]) -> None:
             speed = result.get(section, {}).get(f"tokens_per_second/{batch}")
             if speed:
                 print(f"batch {batch:4d}  {section:<7} {speed:10.0f} tok/s  {speed / alone:6.1%} of vLLM alone")
-    for section in ("engine", "ipc", "files"):
+    for section in ("alone", "engine", "ipc", "files"):
         for name, value in result.get(section, {}).items():
             if not name.startswith("tokens_per_second"):
                 print(f"{section:<7} {name:<34} {value}")
@@ -101,6 +105,37 @@ def free_gib() -> float:
     return torch.cuda.mem_get_info()[0] / 2**30 if CUDA else 0.0
 
 
+def step_ms(engine: Any, work: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds a step of vLLM's engine in this process; the timers themselves take about 0.01."""
+    core, spent, steps = engine.engine_core.engine_core, dict.fromkeys(("schedule", "launch", "wait"), 0.0), [0]
+
+    def timer(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            done = method(*given, **named)
+            spent[part] += time.perf_counter() - began
+            steps[0] += part == "schedule"
+            if part == "launch" and hasattr(done, "result"):  # what the device has not told yet
+                done.result = timer("wait", done.result)
+            return done
+
+        return timed
+
+    wrapped = [(core.scheduler, "schedule", "schedule"), (core.model_executor, "execute_model", "launch"),
+               (core.model_executor, "sample_tokens", "launch")]  # fmt: skip
+    for owner, name, part in wrapped:
+        setattr(owner, name, timer(part, getattr(owner, name)))
+    sync()
+    began = time.perf_counter()
+    work()
+    sync()
+    whole = time.perf_counter() - began
+    for owner, name, _ in wrapped:
+        delattr(owner, name)
+    parts = {"all": whole, **spent, "outputs": whole - sum(spent.values())}
+    return {part: round(1000 * seconds / steps[0], 3) for part, seconds in parts.items()}
+
+
 def alone(options: argparse.Namespace) -> dict[str, Any]:
     from motet.engine import vllm_local
 
@@ -119,6 +154,9 @@ def alone(options: argparse.Namespace) -> dict[str, Any]:
         llm.generate(asked, parameters, use_tqdm=False)
         _, best = timed(lambda asked=asked: llm.generate(asked, parameters, use_tqdm=False), options.repeats)  # type: ignore[misc]
         found[f"tokens_per_second/{batch}"] = batch * options.tokens / best
+        found[f"step_ms/{batch}"] = step_ms(
+            llm.llm_engine, lambda asked=asked: llm.generate(asked, parameters, use_tqdm=False)  # type: ignore[misc]
+        )  # fmt: skip
     return found
 
 
@@ -158,7 +196,7 @@ def measure(options: argparse.Namespace, **way: Any) -> dict[str, Any]:
         context=PROMPT + options.tokens, **way,
     )  # fmt: skip
     began = time.perf_counter()
-    made = vllm.make(options.model, model, chat, settings)
+    made: Any = vllm.make(options.model, model, chat, settings)
     found: dict[str, Any] = {"start_seconds": round(time.perf_counter() - began, 1)}
     sampling = SamplingParams(1.0, 1.0, options.tokens)
     for batch in options.batches:
@@ -173,6 +211,8 @@ def measure(options: argparse.Namespace, **way: Any) -> dict[str, Any]:
             sync()
             rates.append(sum(len(c.tokens) for c in answers.values()) / (time.perf_counter() - began))
         found[f"tokens_per_second/{batch}"] = max(rates)
+        if "python" not in way:
+            found[f"step_ms/{batch}"] = step_ms(made._engine, lambda asked=asked: dict(made._sample(asked, sampling)))  # type: ignore[misc]
     learner = Learner(options.model, model, Optimizer(), 1)
     found |= loads(made, learner, options.repeats)
     found |= difference(made, learner, asked[:64], sampling)

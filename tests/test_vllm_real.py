@@ -7,6 +7,7 @@ One server and one engine serve all tests of this file, because each start takes
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Chat, Engine, Model, Optimizer, TinyModel
 from motet.base.records import Completion
 from motet.data.chat import ChatFormat
-from motet.engine import arrival, vllm
+from motet.engine import arrival, vllm, vllm_held
 from motet.engine.protocol import SamplingParams
 from motet.engine.vllm_server import ServedVllm
 from motet.engine.vllm_worker import read_folder
@@ -152,6 +153,21 @@ def test_a_nucleus_is_sampled_without_log_probabilities(engine: vllm.Vllm, chat:
     assert {c.logprobs for c in completions} == {()}
 
 
+def test_numbers_held_back_until_a_request_ends_are_those_that_vllm_tells(
+    engine: vllm.Vllm, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if isinstance(engine, ServedVllm):
+        pytest.skip("a server tells them over HTTP")
+    asked = requests(chat, seeds=8)
+    with caplog.at_level(logging.INFO, "motet"):
+        held_back = sample(engine, asked)
+        assert vllm_held.unknown(engine._engine) == "" and caplog.messages == []  # type: ignore[attr-defined]
+        monkeypatch.setitem(vllm_held.ARGUMENTS, "process_outputs", ["something_else"])
+        assert sample(engine, asked) == held_back  # tokens, log-probabilities, texts
+    assert ["has no process_outputs(something_else)" in said for said in caplog.messages] == [True]
+    assert {len(c.logprobs) for c in held_back} == {len(c.tokens) for c in held_back} != {WARM.max_tokens}
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(engine: vllm.Vllm, chat: ChatFormat) -> None:
     (short,) = requests(chat, ("1",), 1)  # 3 tokens; the model has 96 positions
     assert sample(engine, [short], SamplingParams(1.0, 1.0, 93))
@@ -191,14 +207,14 @@ def test_a_server_killed_in_the_middle_loses_nothing_and_answers_with_the_weight
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="this is that environment")
 def test_the_same_holds_in_the_process_of_an_environment_with_both() -> None:
     """Runs the tests of the local way there."""
-    if not os.access(PYTHON, os.X_OK) or not knows(PYTHON, "vllm", "pytest", "math_verify", "pyarrow"):
+    if not os.access(PYTHON, os.X_OK) or not knows(PYTHON, "vllm", "pytest", "hypothesis", "math_verify", "pyarrow"):
         pytest.skip("no environment with vLLM and motet: make vllm WITH=--motet")
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "local", str(Path(__file__))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "9 passed" in done.stdout, done.stdout
+    assert "10 passed" in done.stdout, done.stdout
 
 
 def knows(python: str, *packages: str) -> bool:

@@ -6,24 +6,27 @@ are requests of their own, each with its seed; vLLM's prefix cache computes thei
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
 from motet.base.records import Completion
 from motet.data.chat import ChatFormat
+from motet.engine.lent_memory import LentMemory
 from motet.engine.protocol import Request, SamplingParams
 from motet.engine.vllm import Vllm, Weights, neutral, refuse_unfit, whole_prompts
+from motet.engine.vllm_held import holding
 from motet.model.load import device_of
 
 EXTENSION = "motet.engine.vllm_worker.Arrival"
+FIRST_NAPS = 3
+"""In the steps before them the learner is compiled: some 10^5 objects that live as long as the process."""
 
 
 class LocalVllm(Vllm):
@@ -39,6 +42,8 @@ class LocalVllm(Vllm):
         prepare_process()
         from vllm import LLM
 
+        self._naps, self._memory = 0, LentMemory()
+        LentMemory().give()  # what the stage before has left
         self._llm: Any = LLM(**arguments(path, model, settings))
         self._engine: Any = self._llm.llm_engine
         (about,) = self._llm.collective_rpc("motet_describe")
@@ -63,45 +68,31 @@ class LocalVllm(Vllm):
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        # the plainest record of log-probabilities that vLLM has, should it not be held back
         kind = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
         waiting: dict[str, int] = {}
-        kept: dict[str, list[Any]] = {}
-        # those of one prompt beside each other: the first computes it, the others find it in the cache
-        for index in sorted(range(len(requests)), key=lambda i: requests[i].prompt_tokens):
-            self._asked += 1
-            name = str(self._asked)
-            waiting[name] = index
-            parameters = Parameters(**neutral(sampling, requests[index], self._stops), **kind)
-            self._engine.add_request(name, tokens_input(list(requests[index].prompt_tokens)), parameters)
-            if parameters.logprobs is not None:
-                kept[name] = self._keep_logprobs(name)
-        try:
-            while waiting:
-                for output in self._engine.step():
-                    if output.finished:
-                        answer, steps = output.outputs[0], kept.pop(output.request_id, ())
-                        # a row for each token, the sampled one first
-                        logprobs = [value for rows in steps for value in rows[:, 0].tolist()]
-                        yield (
-                            waiting.pop(output.request_id),
-                            self._completion(list(answer.token_ids), logprobs, answer.finish_reason),
-                        )
-        finally:
-            if waiting:  # whoever asked has gone: nothing may go on being sampled
-                self._engine.abort_request(list(waiting))
-                while self._engine.has_unfinished_requests():
-                    self._engine.step()
-
-    def _keep_logprobs(self, name: str) -> list[Any]:
-        """Where the log-probabilities of a request will be: one array a step, as the engine gives them. vLLM would turn
-        each into Python's lists and sums at once, on the thread on which the GPU's next step waits."""
-        steps: list[Any] = []
-        processor = self._engine.output_processor
-        (own,) = processor.external_req_ids[name]
-        processor.request_states[own].logprobs_processor.update_from_output = lambda output: steps.append(
-            output.new_logprobs.logprobs
-        )
-        return steps
+        with holding(self._engine):
+            # those of one prompt beside each other: the first computes it, the others find it in the cache
+            for index in sorted(range(len(requests)), key=lambda i: requests[i].prompt_tokens):
+                self._asked += 1
+                waiting[str(self._asked)] = index
+                prompt = tokens_input(list(requests[index].prompt_tokens))
+                parameters = Parameters(**neutral(sampling, requests[index], self._stops), **kind)
+                self._engine.add_request(str(self._asked), prompt, parameters)
+            try:
+                while waiting:
+                    for output in self._engine.step():
+                        if output.finished:
+                            answer = output.outputs[0]
+                            yield (
+                                waiting.pop(output.request_id),
+                                self._completion(answer.token_ids, told(answer.logprobs), answer.finish_reason),
+                            )
+            finally:
+                if waiting:  # whoever asked has gone: nothing may go on being sampled
+                    self._engine.abort_request(list(waiting))
+                    while self._engine.has_unfinished_requests():
+                        self._engine.step()
 
     def _transfer(self, weights: Weights) -> None:
         self._llm.collective_rpc("motet_load", args=(weights,))
@@ -112,12 +103,23 @@ class LocalVllm(Vllm):
         return found
 
     def _to_sleep(self, level: int) -> None:
+        if self._naps < FIRST_NAPS:  # vLLM collects garbage at each: it need not look through what stays for good
+            self._naps += 1
+            gc.collect()
+            gc.freeze()
         self._llm.sleep(level)
+        self._memory.take_back()
 
     def _rouse(self, *tags: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what torch keeps for the learner's next step, vLLM's allocator cannot map
+        self._memory.give()
         self._llm.wake_up(list(tags) or None)
+
+
+def told(logprobs: Any) -> list[float]:
+    """Of each sampled token: held back as a list, or vLLM's record with the sampled token's first at each place."""
+    if logprobs is None or isinstance(logprobs, list):
+        return logprobs or []
+    return [logprobs.logprobs[first] for first in logprobs.start_indices]
 
 
 def arguments(path: str | Path, model: Model, settings: Settings) -> dict[str, Any]:
