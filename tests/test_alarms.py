@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import RlStage
 from motet.engine.transformers import TransformersEngine
+from motet.insight.report import terminal_summary
 from motet.rl.alarms import RULES
 from motet.train import memory
 from motet.train.learner import Learner
@@ -269,6 +271,57 @@ def test_below_the_start_the_shares_and_their_rewards_are_shown_before_the_rates
     assert probed["heldout/before/pass"] == pytest.approx(before["pass_at_1"]["mean"])
     assert probed["heldout/change"] == pytest.approx(probed["heldout/after/pass"] - probed["heldout/before/pass"])
     assert probed["heldout/before/malformed"] == before["malformed"]
+
+
+# ---- guessed
+
+
+@pytest.fixture(scope="module")
+def guessing(micro_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """SFT and RL on answers that follow from nothing, half of them 7: all that can be learnt is to guess."""
+    folder, draw = tmp_path_factory.mktemp("guessing"), random.Random(1)
+    rows = [
+        {"id": f"g{n}", "prompt": f"Say {n}", "answer": draw.choice("7777733449"), "reasoning": "so"}
+        for n in range(10, 100)
+    ]
+    path = folder / "micro.toml"
+    path.write_text(micro_recipe.read_text())
+    settings: dict[str, Any] = {"steps": 10, "prompts_per_step": 8, "group_size": 8, "evaluate": True}
+    settings |= {"optimizer": {"learning_rate": 5e-3, **HOT}, "alarms": {"same_answer": 0.8}}
+    recipe = recipe_of(path, folder, **settings)
+    tree = recipe.model_dump(mode="json")
+    tree["model"] |= {"path": None, "tiny": micro.recipe(path).model_dump(mode="json")["model"]["tiny"]}
+    tree["stages"], tree["stage"]["sft"]["steps"] = ["sft", "rl"], 40
+    file = folder / "guess.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree["problems"]["numbers"] |= {"path": str(file), "domain": "letters"}
+    return run(alarm_runs.check(tree, "test"), folder / "run")
+
+
+def test_one_answer_to_all_problems_is_guessed_and_not_solved(guessing: Ran) -> None:
+    rows = micro.metrics(guessing.folder, "rl")
+    alarm = guessing.of("guessed")
+    first, last = rows[0], rows[-1]
+    assert first["rollout/same_answer_share/letters"] < 0.6 and last["rollout/same_answer_share/letters"] >= 0.8
+    assert first["rollout/same_reference_share/letters"] < 0.8  # 8 problems, half of them with the answer 7
+    assert "of the rollouts of letters gave one and the same answer" in alarm.seen and "not solved" in alarm.seen
+    assert "could not do these problems when RL began" in alarm.causes[0].text
+    assert "stage.sft.steps = 80   # now 40" in changed(guessing, "guessed")
+    assert any("RL made the policy sure of one answer" in cause.text for cause in alarm.causes)
+
+
+def test_an_evaluation_says_what_the_most_frequent_answer_would_earn(guessing: Ran) -> None:
+    row = jsonl.read_json(guessing.folder / "rl" / "evaluation.json")["domains"]["letters"]
+    held = [row["problem"]["reference"] for _, row in jsonl.read(guessing.folder / "rl" / "evaluation.jsonl")]
+    guess = row["guess"]
+    assert guess["answer"] == "7" and guess["share"] == held.count("7") / len(held)
+    assert guess["no_better"] is True and row["pass_at_1"]["low"] <= guess["share"] and guess["given"] > 0.6
+    assert "letters      no better than always answering 7: 0." in guessing.text
+    report = jsonl.read_json(guessing.folder / "report.json")
+    assert report["evaluation"]["rl"]["letters"]["guess"] == guess
+    assert any("is no better than always answering 7" in text for text in report["alerts"])
+    assert "no better than always answering 7" in (guessing.folder / "report.html").read_text()
+    assert "no better than always answering 7" in " ".join(terminal_summary(report).split())
 
 
 # ---- who waits for whom

@@ -243,7 +243,8 @@ def test_a_wrong_row_names_file_line_and_field(tmp_path: Path, row: dict[str, An
 # --- reasoning-gym
 
 
-@pytest.mark.parametrize("dataset", ["chain_sum", "letter_counting", "spell_backward", "number_sorting"])
+@pytest.mark.parametrize("dataset", ["chain_sum", "letter_counting", "spell_backward", "word_sequence_reversal",
+                                     "number_sorting"])  # fmt: skip
 def test_procedural_problems_and_their_solutions_pass_their_own_scorer(dataset: str) -> None:
     for problem in islice(procedural("s", 1, dataset), 20):
         assert problem.metadata["solution"]["answer"].startswith("\\boxed{")
@@ -277,6 +278,7 @@ def test_procedural_parameters_are_the_generators_own_and_checked() -> None:
         ("chain_sum", {"expression": "-3 + 4"}, "-3 + 4 = 1"),
         ("letter_counting", {"target_letter": "s", "span": ["States", "with", "us"]}, "States: 2, 2\nus: 1, 3"),
         ("letter_counting", {"target_letter": "z", "span": ["a"]}, "no word holds z"),
+        ("word_sequence_reversal", {"words": ["laws", "but", "of"]}, "1 laws 2 but 3 of : 3 of 2 but 1 laws"),
         ("spell_backward", {"word": "moon"}, "1m 2o 3o 4n : 4n 3o 2o 1m"),
         ("sudoku", {}, ""),
     ],

@@ -10,8 +10,8 @@ from motet.base.recipe import Recipe
 from motet.base.statistics import ALL
 from motet.insight.facts import forecast, verdicts
 from motet.insight.folder import RunFolder, StageFolder, rows
-from motet.insight.verdicts import mean_of
-from motet.insight.wording import number, percent, plural, points, short, table
+from motet.insight.verdicts import guessed, mean_of
+from motet.insight.wording import interval, number, percent, plural, points, short, table
 from motet.rl.alarms import Alarm, alarm_of
 from motet.rl.alarms.monitor import FILE, Monitor
 
@@ -55,6 +55,15 @@ def _evaluation(stage: StageFolder) -> list[str]:
         many = [f"{percent(share)} of {name}" for name, share in shares.items() if share > 0.1]
         if many:
             found.append(f"Completions after {stage.name} that are {text}: {', '.join(many)}.")
+    for name in sorted(stage.domains):
+        row = table(stage.domains[name])
+        told, given = guessed(row), number(table(row.get("guess")).get("given"))
+        if told:
+            rate = interval(row.get("pass_at_1"))
+            found.append(
+                f"{name} after {stage.name}: pass@1 {rate} is {told}, and {percent(given)} of the completions do. Take "
+                "problems whose answers differ, teach them in SFT first, or leave the domain out."
+            )
     unjudged = mean_of(stage, ALL, "unjudged")
     if unjudged:
         found.append(

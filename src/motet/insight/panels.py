@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from motet.base.statistics import ALL, Interval
 from motet.insight.charts import MOST_RAW, SMOOTHED_FROM, Scale, Series, axis, forest_chart, histogram, line_chart
 from motet.insight.folder import RunFolder, StageFolder
-from motet.insight.verdicts import order, title
+from motet.insight.verdicts import guessed, order, title
 from motet.insight.wording import listing, number, plural, table
 
 Curves = list[tuple[str, str, str]]
@@ -59,6 +59,8 @@ def pass_panels(run: RunFolder, styles: Mapping[str, str]) -> list[Panel]:
         values = ", ".join(f"{name} {100 * row.mean:.1f} %" for name, row in rows[domain])
         label = f"pass@1 of {title(domain)} by stage: {values}"
         note = "macro average" if domain == ALL else _sizes(run, domain)
+        told = guessed(run.evaluated[-1].domains.get(domain))
+        note += f"; {told} ({run.evaluated[-1].name})" if told else ""
         panels.append(Panel(title(domain), note, (), forest_chart(rows[domain], style, upper, label), style))
     return panels
 

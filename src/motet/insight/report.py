@@ -61,7 +61,12 @@ def _page(run: RunFolder, report: Mapping[str, Any], shown: Mapping[str, list[br
     for form in (wording.percent, wording.interval, wording.points, wording.count, wording.duration, wording.size,
                  wording.short, wording.plural):  # fmt: skip
         environment.filters[form.__name__] = _typeset(form)
-    environment.filters |= {"typeset": wording.typeset, "capped": wording.capped, "domain_title": verdicts.title}
+    environment.filters |= {
+        "typeset": wording.typeset,
+        "capped": wording.capped,
+        "domain_title": verdicts.title,
+        "guessed": verdicts.guessed,
+    }
     styles = panels.domain_styles(run)
     return environment.get_template("report.html.j2").render(
         report=report,

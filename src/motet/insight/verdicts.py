@@ -93,6 +93,13 @@ def sentence(domain: str, row: Mapping[str, Any]) -> str:
     return f"{title(domain)} went from {a} to {b}: {change}, which holds zero."
 
 
+def guessed(row: Any) -> str:
+    """Of a row of the evaluation: "no better than always answering 1: 35.3 %", where that says something."""
+    guess = table(table(row).get("guess"))
+    share = percent(guess.get("share"))
+    return f"no better than always answering {guess.get('answer')}: {share}" if guess.get("no_better") is True else ""
+
+
 def by_call(comparison: Mapping[str, Any]) -> list[tuple[Call, list[tuple[str, str]]]]:
     """[("better", [(domain, sentence), ...]), ...] without the empty ones."""
     domains = comparison["domains"]

@@ -10,7 +10,7 @@ from motet.base.recipe import Algorithm, Rewards
 from motet.base.records import UNSCORED, Group, count_kinds
 from motet.data.pack import Sample
 from motet.rl.advantages import advantages, has_signal, reward_of, shuffled
-from motet.rl.telltales import telltales
+from motet.rl.telltales import one_answer, telltales
 
 
 class Experience(NamedTuple):
@@ -84,6 +84,7 @@ def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]])
         metrics[f"reward{suffix or '/mean'}"] = _mean(rewards)
         metrics[f"pass{suffix or '/mean'}"] = _mean([r.verdict.kind == "correct" for r in judged])
         metrics[f"groups/live_share{suffix}"] = _mean([has_signal(scores[i]) for i in members])
+        metrics |= one_answer([groups[i] for i in members], suffix)
         if not suffix:
             metrics["groups/all_correct_share"] = _mean([k == {True} for k in kinds])
             metrics["groups/all_wrong_share"] = _mean([k == {False} for k in kinds])

@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from motet.base.records import Group, Rollout
+from motet.verify.guessing import is_plain, sameness
 
 RUN = 8
 """Tokens of a run that counts as repeated: shorter ones recur in any derivation."""
 LONGEST = 2048
 """Tokens at a completion's end that are looked at: a loop is there, and 64K of them would take their time."""
+SHORT = 40
+"""Characters of a reference that is looked for in answers."""
 NEAR_THE_END = 400
 """Characters of an answer in which its result stands."""
 
@@ -31,11 +34,24 @@ def telltales(groups: Sequence[Group]) -> dict[str, float]:
     told = [r.completion.logprobs for _, r in rollouts]
     if any(told):
         metrics["rollout/entropy"] = -math.fsum(p for part in told for p in part) / sum(map(len, told))
-    known = [(holds(r, ref), r.verdict.kind) for ref, r in rollouts if _is_plain(ref)]
+    known = [(holds(r, ref), r.verdict.kind) for ref, r in rollouts if is_plain(ref, SHORT)]
     wrong = [has for has, kind in known if kind == "incorrect"]
     right = [not has for has, kind in known if kind == "correct"]
     metrics |= {"rollout/wrong_with_reference_share": _mean(wrong)} if wrong else {}
     return metrics | ({"rollout/right_without_reference_share": _mean(right)} if right else {})
+
+
+def one_answer(groups: Sequence[Group], suffix: str) -> dict[str, float]:
+    """rollout/same_answer_share, of the rollouts those that give the most frequent answer, beside
+    rollout/same_reference_share, of the problems those with the most frequent reference; nothing without two different
+    references. The first is far above the second where one answer is given whatever the problem says."""
+    found = sameness(groups)
+    if found is None:
+        return {}
+    return {
+        f"rollout/same_answer_share{suffix}": found.answer,
+        f"rollout/same_reference_share{suffix}": found.reference,
+    }
 
 
 def speeds(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
@@ -57,12 +73,6 @@ def holds(rollout: Rollout, reference: object) -> bool:
     """Whether the reference stands, as a word of its own, near the end of what follows the reasoning."""
     answer = rollout.completion.text.rpartition("</think>")[2][-NEAR_THE_END:]
     return re.search(rf"(?<![\w.]){re.escape(str(reference))}(?![\w]|\.\d)", answer) is not None
-
-
-def _is_plain(reference: object) -> bool:
-    if isinstance(reference, bool):
-        return False
-    return isinstance(reference, int | float) or (isinstance(reference, str) and 0 < len(reference.strip()) <= 40)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from motet.base.run import log
 from motet.base.statistics import evaluate_groups
 from motet.stages.context import Context
 from motet.verify.figures import instruction_figures
+from motet.verify.guessing import guess_figures, no_better
 
 
 def run(name: str, context: Context, model: Path | str) -> dict[str, Any]:
@@ -43,6 +44,9 @@ def run(name: str, context: Context, model: Path | str) -> dict[str, Any]:
         groups, context.recipe.chat.think, context.recipe.chat.open_think
     ).items():
         summary["domains"][domain]["instructions"] = figures
+    for domain, guess in guess_figures(groups).items():
+        row = summary["domains"][domain]
+        row["guess"] = {**guess, "no_better": no_better(row["pass_at_1"]["low"], guess["share"])}
     summary["settings"] = settings
     summary["seconds"] = time.perf_counter() - began
     jsonl.write_json(done, summary)
@@ -53,6 +57,9 @@ def run(name: str, context: Context, model: Path | str) -> dict[str, Any]:
         rate = "not judged" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
         shares = f"truncated {row['truncated']:.2f}  malformed {row['malformed']:.2f}"
         log.info("%s %-12s pass@1 %s  n %d  %s", name, domain, rate, row["n"], shares)
+        guess = row.get("guess", {})
+        if guess.get("no_better"):
+            log.info("%s %-12s no better than always answering %s: %.3f", name, domain, guess["answer"], guess["share"])
         if "instructions" in row:
             four = [
                 row["instructions"][level][how] for level in ("prompts", "instructions") for how in ("strict", "loose")

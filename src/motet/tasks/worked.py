@@ -48,12 +48,21 @@ def letter_hits(entry: Entry) -> str:
 
 def letters_backward(entry: Entry) -> str:
     """ "moon": "1m 2o 3o 4n : 4n 3o 2o 1m": each letter with its place, then the places from the last."""
-    letters = [f"{place}{letter}" for place, letter in enumerate(entry["metadata"]["word"], 1)]
-    return f"{' '.join(letters)} : {' '.join(reversed(letters))}"
+    return _backward([f"{place}{letter}" for place, letter in enumerate(entry["metadata"]["word"], 1)])
+
+
+def words_backward(entry: Entry) -> str:
+    """ "laws, but, of": "1 laws 2 but 3 of : 3 of 2 but 1 laws": the same with words."""
+    return _backward([f"{place} {word}" for place, word in enumerate(entry["metadata"]["words"], 1)])
+
+
+def _backward(places: list[str]) -> str:
+    return f"{' '.join(places)} : {' '.join(reversed(places))}"
 
 
 SOLUTIONS: dict[str, Callable[[Entry], str]] = {
     "chain_sum": running_totals,
     "letter_counting": letter_hits,
     "spell_backward": letters_backward,
+    "word_sequence_reversal": words_backward,
 }

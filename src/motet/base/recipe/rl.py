@@ -14,8 +14,9 @@ from motet.base.recipe.problems import Mix, Rewards, ScoredKind
 from motet.base.recipe.training import TrainingStage
 
 RuleName = Literal[
-    "no_signal", "memory", "below_start", "not_generalising", "forgetting", "entropy_collapse", "entropy_blowup",
-    "drift", "importance", "stale", "unparsable", "truncated", "length", "repetition", "slow_engine", "slow_verifiers",
+    "no_signal", "memory", "below_start", "not_generalising", "forgetting", "guessed", "entropy_collapse",
+    "entropy_blowup", "drift", "importance", "stale", "unparsable", "truncated", "length", "repetition", "slow_engine",
+    "slow_verifiers",
 ]  # fmt: skip
 AlarmAction = Literal["off", "note", "pause", "rollback"]
 
@@ -72,6 +73,9 @@ class Alarms(Part):
     gain: Fraction = 0.1
     """not_generalising: the training reward rose by this much while the held-out pass rate rose by less than a quarter
     of it."""
+    same_answer: Fraction = 0.9
+    """guessed: so large a share of a domain's rollouts gives one and the same answer, and the share of its problems
+    with the most frequent reference is smaller by 10 points at least."""
     slowdown: Fraction = 0.5
     """slow_engine: tokens sampled a second are below this share of what they were at first."""
     waiting: Fraction = 0.3

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from motet.base.recipe import RuleName
-from motet.rl.alarms import heldout, policy, signal, system, texts
+from motet.rl.alarms import guessing, heldout, policy, signal, system, texts
 from motet.rl.alarms.record import Alarm, Cause, History, alarm_of
 
 __all__ = ["RULES", "Alarm", "Cause", "History", "alarm_of", "look"]
@@ -20,6 +20,7 @@ RULES: Mapping[RuleName, Callable[[History], Alarm | None]] = {
     "below_start": heldout.below_start,
     "not_generalising": heldout.not_generalising,
     "forgetting": heldout.forgetting,
+    "guessed": guessing.guessed,
     "entropy_collapse": policy.entropy_collapse,
     "entropy_blowup": policy.entropy_blowup,
     "drift": policy.drift,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from motet.base.recipe import FilterStage, Mix, SftStage, weights_of
+from motet.base.recipe import FilterStage, SftStage, weights_of
+from motet.rl.alarms.guessing import one_answer
 from motet.rl.alarms.policy import rate_too_high
-from motet.rl.alarms.record import Alarm, Cause, History, percent, ranked, written
+from motet.rl.alarms.record import Alarm, Cause, History, as_written, percent, ranked, written
 
 
 def below_start(h: History) -> Alarm | None:
@@ -62,13 +63,14 @@ def not_generalising(h: History) -> Alarm | None:
     shares, worst = _forms(h)
     causes = [
         _gamed(h),
+        one_answer(h),
         Cause("few problems are asked again and again", f"{asked:,} were drawn from {known:,}" if known else "",
               min(0.7, 0.1 + again / 10.0), (h.line("retire_at", 0.9), h.whole(*_more_problems(h)))),
         _sharper(h),
         Cause(f"held-out completions are {worst.name}", shares, min(1.0, 3.0 * worst.rise),
               (h.whole("evaluation.sampling.max_tokens", 2 * h.config.sampling.max_tokens),)),
         Cause("the held-out problems are of other kinds than those trained on",
-              "", 0.1, (h.line("problems", [*(_mix(m) for m in h.config.problems)]),)),
+              "", 0.1, (h.line("problems", [*(as_written(m) for m in h.config.problems)]),)),
     ]  # fmt: skip
     return Alarm("not_generalising", h.stage, h.step, seen, matters, ranked(causes))
 
@@ -141,7 +143,7 @@ def _fallen_in_training(h: History) -> dict[str, float]:
 def _forgotten(h: History, domain: str, trained: bool) -> list[Cause]:
     config, algorithm = h.config, h.config.algorithm
     share = h.mean(f"loss/share/{domain}")
-    mixed = [_mix(mix) for mix in config.problems]
+    mixed = [as_written(mix) for mix in config.problems]
     added = {"problems": h.source_of(domain), "domain": domain, "weight": 0.2}
     return [
         Cause(f"{domain} is not in the mixture: nothing keeps it", "no rollout of it was sampled", 0.9 * (not trained),
@@ -221,8 +223,3 @@ def _problems(h: History) -> int:
 def _more_problems(h: History) -> tuple[str, int]:
     name = next(iter(_sets(h)), "NAME")
     return f"problems.{name}.count", 2 * h.config.steps * h.config.prompts_per_step
-
-
-def _mix(mix: Mix) -> dict[str, object]:
-    """As the recipe has it, without what is left at its default."""
-    return {key: value for key, value in mix.model_dump().items() if value not in (None, 1.0)}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from motet.base.recipe import FilterStage, Recipe, RlStage, RuleName
+from motet.base.recipe import FilterStage, Mix, Recipe, RlStage, RuleName, SftSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +181,18 @@ def toml(value: object) -> str:
         return text if "." in text or "e" in text else text + ".0"
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, Mix | SftSource):
+        return toml(as_written(value))
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
     if isinstance(value, Sequence):
         return "[" + ", ".join(map(toml, value)) + "]"
     return str(value)
+
+
+def as_written(part: Mix | SftSource) -> dict[str, Any]:
+    """One of `problems` or `data` as the recipe has it, without what is left at its default."""
+    return part.model_dump(exclude_defaults=True)
 
 
 def ranked(causes: Sequence[Cause], most: int = 3) -> tuple[Cause, ...]:

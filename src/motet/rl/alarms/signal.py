@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import fmean, median
 
 from motet.base.recipe import FilterStage
+from motet.rl.alarms.guessing import one_answer
 from motet.rl.alarms.policy import rate_too_high
 from motet.rl.alarms.record import Alarm, Cause, History, percent, ranked
 
@@ -27,7 +28,7 @@ def no_signal(h: History) -> Alarm | None:
         return None
     earned = h.mean("pass/mean")
     seen += "." if earned is None else f"; {percent(earned)} of the rollouts passed."
-    causes = ranked([_easy(h), _hard(h), _dead(h), _destroyed(h), _form(h), _cut(h), _weightless(h)])
+    causes = ranked([_easy(h), _hard(h), _dead(h), _destroyed(h), _form(h), _cut(h), _weightless(h), one_answer(h)])
     matters = "A group whose rewards are all equal has no gradient: the rollouts are paid for and nothing is learnt."
     return Alarm("no_signal", h.stage, h.step, seen, matters, causes)
 
