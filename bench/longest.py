@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=3, help="long steps of a case at most")
     parser.add_argument("--start", type=int, default=0, help="tokens of the first long step; 0: by the two short ones")
     parser.add_argument("--budget", type=float, default=540, help="seconds for all")
+    parser.add_argument("--fill", action="store_true", help="touch the host's memory first: some machines grow by use")
     parser.add_argument("--tiny", action="store_true", help="miniatures on a CPU")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "longest.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -60,6 +62,10 @@ def main() -> None:
     until = time.monotonic() + arguments.budget
     report: dict[str, Any] = {"machine": {}, "command": "python bench/longest.py", "cases": []}
     with tempfile.TemporaryDirectory() as place:
+        if arguments.fill:
+            (filled,) = child("host:fill", Path(place), [1], arguments.tiny, until)
+            report["host"] = {key: filled[key] for key in filled if key != "tokens"}
+            print("host memory free, GiB: " + json.dumps(report["host"]), flush=True)
         for name in arguments.case or ["0.6B:motet", "0.6B:trl"]:
             made = child(f"{name.split(':')[0]}:make", Path(place), [1], arguments.tiny, until)[-1]
             report["machine"] = made["machine"] if "machine" in made else sys.exit(made["failed"])
@@ -174,6 +180,9 @@ def one(name: str, folder: Path, lengths: list[int], out: Path, tiny: bool) -> N
         plan_probe.make(shape, folder, tiny)
         out.write_text(json.dumps([{"tokens": 1, "machine": plan_probe.machine()}]))
         return
+    if system == "fill":
+        out.write_text(json.dumps([{"tokens": 1} | fill(2**30 if tiny else 1 << 62)]))
+        return
     on_gpu, before = torch.cuda.is_available(), host_memory()
     lowest = [before]
 
@@ -217,6 +226,26 @@ def one(name: str, folder: Path, lengths: list[int], out: Path, tiny: bool) -> N
         at = lengths[len(found)]
         found.append({"tokens": at, "failed": "device memory ended", "error": str(error).splitlines()[0][:200]})
         out.write_text(json.dumps(found))
+
+
+def fill(most: int, floor: int = 4 * 2**30, seconds: float = 75.0) -> dict[str, float]:
+    """Touches `most` bytes of host memory, or as much as there is, and gives all back: a virtual machine may be given
+    its memory by use, and says until then that it has less. Returns GiB free before and after."""
+    from motet.model.offload import host_memory
+
+    before, until = host_memory(), time.monotonic() + seconds
+    pieces: list[mmap.mmap] = []
+    while len(pieces) * 2**30 < most and time.monotonic() < until:
+        grown = time.monotonic() + 3
+        while host_memory() < floor and time.monotonic() < grown:
+            time.sleep(0.1)
+        if host_memory() < floor:
+            break
+        pieces.append(mmap.mmap(-1, 2**30))
+        pieces[-1][::4096] = bytes(2**30 // 4096)
+    for piece in pieces:
+        piece.close()
+    return {"before": before / 2**30, "touched": len(pieces), "after": host_memory() / 2**30}
 
 
 def run_motet(folder: Path, lengths: list[int], system: str, begin: Any, end: Any, tiny: bool) -> None:

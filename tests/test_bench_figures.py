@@ -55,3 +55,14 @@ def test_a_step_falls_into_kinds_of_kernels_and_time_in_which_none_runs() -> Non
 def test_the_page_says_what_the_results_say() -> None:
     done = subprocess.run([sys.executable, str(BENCH / "page.py"), "--check"], check=False)
     assert done.returncode == 0, "docs/speed.md is not what bench/results says: python bench/page.py"
+
+
+def test_a_case_that_was_profiled_counts_as_measured_where_no_other_was() -> None:
+    def case(system: str, speed: float) -> dict[str, Any]:
+        return {"case": f"0.6B:8K:{system}", "tokens_per_second": speed, "seconds": 0.1, "mfu": 0.4, "peak_gib": 1.0}
+
+    page: Any = importlib.import_module("page")
+    profiled = case("motet+profile", 9e3)
+    assert "| `motet` | 9.0K |" in page.train_speeds([{"results": [profiled]}])
+    both = page.train_speeds([{"results": [case("motet", 8e3), profiled]}])
+    assert "| `motet` | 8.0K |" in both and "9.0K" not in both

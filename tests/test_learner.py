@@ -283,6 +283,13 @@ def test_a_model_computed_in_bfloat16_keeps_float32_weights_and_is_exported_in_b
         assert torch.equal(plain.state_dict()[name], tensor.bfloat16())
 
 
+def test_what_a_step_publishes_stays_where_it_was_in_memory(model_folder: Path) -> None:
+    own = learner(model_folder, dtype="bfloat16")
+    before = [p.data_ptr() for p in own.model.parameters()]
+    train(own, range(1))
+    assert [p.data_ptr() for p in own.model.parameters()] == before
+
+
 def test_a_learner_that_gave_its_memory_back_between_steps_trains_to_the_same_bits(
     model_folder: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,9 @@ def test_lengths_for_cudnn_are_rounded_up_and_padded_with_zeros(monkeypatch: pyt
 def test_the_kernel_in_use_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.describe("cpu", torch.bfloat16) == "SDPA over documents of like length (cpu, bfloat16)"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with monkeypatch.context() as replaced:  # a bench's stand-in is a kernel of KERNELS without words of its own
+        replaced.setattr(packed, "fastest", lambda device, width=128: "cudnn")
+        assert kernels.describe("cuda", torch.bfloat16) == "cudnn"
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     for installed, words in ((True, "FlashAttention 4"), (False, "cuDNN for documents from 3072 tokens on")):
         monkeypatch.setattr(packed, "_flash4_installed", lambda there=installed: there)

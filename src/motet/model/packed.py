@@ -254,7 +254,8 @@ def fastest(device: torch.device, width: int = 128) -> str:
 
 
 def describe(device: torch.device, width: int = 128) -> str:
-    return _WORDS[fastest(device, width)]
+    name = fastest(device, width)
+    return _WORDS.get(name, name)
 
 
 @torch.library.custom_op("motet::attend", mutates_args=())

@@ -33,7 +33,9 @@ class Masters:
         """The model gets the copies' values, rounded."""
         self._away = False
         for parameter in self._originals.values():
-            parameter.untyped_storage().resize_(parameter.nbytes)
+            storage = parameter.untyped_storage()
+            if storage.nbytes() != parameter.nbytes:  # torch would allocate and copy one of the right size anew too
+                storage.resize_(parameter.nbytes)
         torch._foreach_copy_(list(self._originals.values()), list(self.copies.values()))
 
     def rest(self) -> None:
