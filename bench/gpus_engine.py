@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 RECIPE = HERE / "gpus_engine.toml"
 FIRST = 2
 """Steps that are left out: compilation."""
+PROMPTS = 16
+"""Of a step, for each learner's GPU: as many engines have them."""
 PHASES = ("step", "generate", "sample", "judge", "anchor", "train", "load")
 MEAN_TOKENS = 400
 """Of a completion."""
@@ -68,7 +70,9 @@ def one(case: Case, options: argparse.Namespace, scratch: Path, number: int, lim
         f"mesh.dp_replicate={replicate}", f"mesh.dp_shard={shard}", f"mesh.sp={sp}",
         f"stage.rl.overlap={str(case.settings['overlap']).lower()}", *engine_of(options, engines),
     ]  # fmt: skip
-    if options.tiny:
+    if not options.tiny:
+        told += [f"stage.rl.prompts_per_step={PROMPTS * case.size}"]
+    else:
         told += ["stage.rl.steps=4", "stage.rl.prompts_per_step=4", "stage.rl.group_size=4", "verification.workers=1",
                  "stage.rl.sampling.max_tokens=24", "stage.rl.micro_batch_tokens=256"]  # fmt: skip
     command = [

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import capped
 import random_model
 import torch
 from grpo_vs_trl import GROUP, PROMPT_TOKENS, PROMPTS, SETTINGS, Clock, now, reward
@@ -49,7 +50,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
     settings = Engine(
         kind="vllm",
         sleep=options.sleep if CUDA else 0,
-        memory_share=SETTINGS["memory_share"],
+        memory_share=SETTINGS["memory_share"] * capped.share(),
         batch_size=PROMPTS * GROUP,
         context=PROMPT_TOKENS + options.tokens,
         eager=not CUDA,
@@ -135,7 +136,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
 
     with_vllm: dict[str, Any] = {
         "use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": options.sleep > 0,
-        "vllm_gpu_memory_utilization": SETTINGS["memory_share"],
+        "vllm_gpu_memory_utilization": SETTINGS["memory_share"] * capped.share(),
         "vllm_max_model_length": PROMPT_TOKENS + options.tokens,
     } if CUDA else {"use_cpu": True}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

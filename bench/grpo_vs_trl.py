@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import capped
 
 PHASES = ("sample", "anchor", "train", "load", "wake_up", "sleep")
 """The last two are part of "sample" and "load"."""
@@ -42,14 +45,18 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--sleep", type=int, choices=(0, 2), default=2, help="vLLM's sleep level between phases")
     parser.add_argument("--trl-batch", type=int, nargs="+", default=[16])
+    capped.add(parser)
     parser.add_argument("--python-motet", default=sys.executable)
     parser.add_argument("--python-trl", default=sys.executable)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--out", type=Path, default=Path("grpo_vs_trl.json"))
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    held = capped.note(options.cap)
     if options.side:
         import grpo_sides
+
+        capped.hold()
 
         run = grpo_sides.motet if options.side == "motet" else grpo_sides.trl
         options.out.write_text(json.dumps(run(options)) + "\n")
@@ -57,7 +64,7 @@ def main() -> int:
     folder = options.model or Path(tempfile.mkdtemp(prefix="motet-bench-")) / "model"
     write = [options.python_motet, str(Path(__file__).parent / "random_model.py"), str(folder), options.shape]
     subprocess.run(write, check=True)  # this process takes no memory of the device
-    result: dict[str, Any] = {"shape": options.shape, "steps": options.steps, "tokens": options.tokens}
+    result: dict[str, Any] = {"shape": options.shape, "steps": options.steps, "tokens": options.tokens, **held}
     sides = [("motet", options.python_motet, None), *((f"trl b{b}", options.python_trl, b) for b in options.trl_batch)]
     for name, python, batch in sides:
         result[name] = one_side(name, python, batch, folder, options)
@@ -99,7 +106,7 @@ class Memory:
             import pynvml
 
             pynvml.nvmlInit()
-            device = pynvml.nvmlDeviceGetHandleByIndex(0)
+            device = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]))
         except Exception:  # no GPU, or no package that reads it
             return
         while not self._ended.wait(0.02):

@@ -34,6 +34,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import capped
+
 GAP = 0.01
 """Share of the device's free memory that the first try leaves."""
 NO_HOST_MEMORY = 77
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="tokens of the first long step; 0: by the two short ones")
     parser.add_argument("--budget", type=float, default=540, help="seconds for all")
     parser.add_argument("--fill", action="store_true", help="touch the host's memory first: some machines grow by use")
+    capped.add(parser)
     parser.add_argument("--tiny", action="store_true", help="miniatures on a CPU")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "longest.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -59,8 +62,9 @@ def main() -> None:
         one(arguments.one, arguments.folder, arguments.tokens, arguments.out, arguments.tiny)
         return
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = SETTINGS
+    held = capped.note(arguments.cap)
     until = time.monotonic() + arguments.budget
-    report: dict[str, Any] = {"machine": {}, "command": "python bench/longest.py", "cases": []}
+    report: dict[str, Any] = {"machine": {}, "command": "python bench/longest.py", **held, "cases": []}
     with tempfile.TemporaryDirectory() as place:
         if arguments.fill:
             (filled,) = child("host:fill", Path(place), [1], arguments.tiny, until)
@@ -194,7 +198,11 @@ def one(name: str, folder: Path, lengths: list[int], out: Path, tiny: bool) -> N
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
-    room = torch.cuda.mem_get_info()[0] if on_gpu else 0
+    capped.hold()
+    room = 0
+    if on_gpu:
+        free, total = torch.cuda.mem_get_info()
+        room = min(free, int(capped.share() * total))
     found: list[dict[str, Any]] = []
     began = 0.0
 

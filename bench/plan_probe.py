@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import capped
 import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -65,11 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="SHAPE:ROW:WORDS; again for more")
     parser.add_argument("--budget", type=float, default=540, help="seconds; no case begins after them")
+    capped.add(parser)
     parser.add_argument("--tiny", action="store_true", help="miniatures on a CPU")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plan_probe.json")
     arguments = parser.parse_args()
     began = time.monotonic()
-    report: dict[str, Any] = {"machine": machine(), "cases": []}
+    held = capped.note(arguments.cap)
+    capped.hold()
+    report: dict[str, Any] = {"machine": machine() | held, "cases": []}
     cases = arguments.case or CASES
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
@@ -138,7 +142,7 @@ def described(done: Probed) -> dict[str, Any]:
 def fits(size: int) -> bool | None:
     if not torch.cuda.is_available():
         return None
-    return size <= (1 - MARGIN) * torch.cuda.get_device_properties(0).total_memory
+    return size <= (1 - MARGIN) * capped.share() * torch.cuda.get_device_properties(0).total_memory
 
 
 def line(found: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import capped
 import profiles
 
 VOCABULARY, HEADS, KEY_HEADS, HEAD = 151_936, 16, 8, 128
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="timed steps; unset, 3 for rows of 64K and more, else 8")
     parser.add_argument("--limit", type=float, default=180, help="seconds for a case")
     parser.add_argument("--budget", type=float, default=3600, help="seconds for all; no case begins after them")
+    capped.add(parser)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train_speed.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -91,6 +93,7 @@ def main() -> None:
     if arguments.one:
         one(arguments.one, arguments.folder, arguments.turn, arguments.out, arguments.steps)
         return
+    capped.note(arguments.cap)
     cases = [f"{s}:{r}:{x}" for r in arguments.rows or () for s in ("0.6B", "1.7B") for x in CASES[r]]
     cases += [*(arguments.case or []), *(f"{case}+profile" for case in arguments.profile or ())]
     cases = cases or [f"{s}:{r}:{x}" for s in ("0.6B", "1.7B") for r in BACKGROUND for x in ("motet", *PEERS)]
@@ -104,7 +107,7 @@ def main() -> None:
 def run(cases: Sequence[str], steps: int | None, limit: float, budget: float, out: Path) -> dict[str, Any]:
     """A case's process loads its modules while the one before it is measured, and touches the device after it."""
     began = time.monotonic()
-    report: dict[str, Any] = {"machine": machine(), "results": []}
+    report: dict[str, Any] = {"machine": machine() | capped.noted(), "results": []}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -216,6 +219,7 @@ def one(case: str, folder: Path, turn: Path, out: Path, steps: int | None) -> No
     while not turn.exists():
         time.sleep(0.05)
     began = time.monotonic()
+    capped.hold()
     count = steps or (3 if sum(lengths) >= 65536 else 8)
     seconds, losses, remark, first = _systems(system)(folder / shape, lengths, count, system)
     found = {**figures(shape, lengths, seconds, losses), "until_measured": first - began, "remark": remark}

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import capped
 import random_model
 import torch
 
@@ -46,15 +47,17 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the server's Python")
     parser.add_argument("--model", type=Path, help="where the random model lies or is written")
     parser.add_argument("--out", type=Path)
+    capped.add(parser)
     parser.add_argument("--section", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    held = capped.note(options.cap)
     if options.section:
         options.out.write_text(json.dumps(SECTIONS[options.section](options)) + "\n")
         return 0
     folder = options.model or Path(tempfile.mkdtemp(prefix="motet-bench-")) / "model"
     write = [sys.executable, str(Path(__file__).parent / "random_model.py"), str(folder), options.shape]
     subprocess.run(write, check=True)  # this process takes no memory of the device
-    result: dict[str, Any] = {"device": torch.cuda.get_device_name() if CUDA else "cpu", "shape": options.shape}
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name() if CUDA else "cpu", "shape": options.shape, **held}
     for section in options.sections:
         began = time.perf_counter()
         with tempfile.NamedTemporaryFile(suffix=".json") as answer:
@@ -144,7 +147,7 @@ def alone(options: argparse.Namespace) -> dict[str, Any]:
 
     llm = LLM(
         model=str(options.model), dtype="bfloat16" if CUDA else "float32", skip_tokenizer_init=True,
-        max_num_seqs=max(options.batches), gpu_memory_utilization=MEMORY_SHARE, enforce_eager=not CUDA,
+        max_num_seqs=max(options.batches), gpu_memory_utilization=MEMORY_SHARE * capped.share(), enforce_eager=not CUDA,
         max_model_len=PROMPT + options.tokens,
     )  # fmt: skip
     parameters = SamplingParams(temperature=1.0, max_tokens=options.tokens, ignore_eos=True, detokenize=False)
@@ -192,7 +195,7 @@ def measure(options: argparse.Namespace, **way: Any) -> dict[str, Any]:
     model = Model(path=str(options.model), dtype="bfloat16" if CUDA else "float32")
     chat = ChatFormat(load_tokenizer(options.model), Chat(think="off"))
     settings = Engine(
-        kind="vllm", batch_size=max(options.batches), memory_share=MEMORY_SHARE, eager=not CUDA,
+        kind="vllm", batch_size=max(options.batches), memory_share=MEMORY_SHARE * capped.share(), eager=not CUDA,
         context=PROMPT + options.tokens, **way,
     )  # fmt: skip
     began = time.perf_counter()

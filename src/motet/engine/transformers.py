@@ -9,6 +9,7 @@ last ones move into their places and the batch is that much shorter. Each row dr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class TransformersEngine:
     def __init__(self, path: str | Path, model: Model, chat: ChatFormat, batch_size: int) -> None:
         self.device = device_of(model)
         self.model = load_model(path, "sdpa", self.device, getattr(torch, model.dtype))
+        known = inspect.signature(self.model.base_model.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # which it was up to transformers 5.23
         self._chat = chat
         self._batch_size = batch_size
         self._version = 0
@@ -149,8 +152,8 @@ class TransformersEngine:
                 input_ids=tokens_BT,
                 position_ids=positions_BT,
                 attention_mask=mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
             ).last_hidden_state
         logits_BV: torch.Tensor = self.model.get_output_embeddings()(hidden_BTD[:, -1]).float()
         return logits_BV

@@ -17,6 +17,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
 from motet.base.records import Completion
+from motet.base.run import log
 from motet.data.chat import ChatFormat
 from motet.engine.lent_memory import LentMemory
 from motet.engine.protocol import Request, SamplingParams
@@ -48,6 +49,8 @@ class LocalVllm(Vllm):
         self._engine: Any = self._llm.llm_engine
         (about,) = self._llm.collective_rpc("motet_describe")
         refuse_unfit(about, "vLLM in this process", self.dtype)
+        if about["draws"] and about["device"] == "cuda":
+            log.info("vLLM draws for one request after the other: %s", about["draws"])
         self.context = about["context"]
         self._asked = 0
 

@@ -1,8 +1,9 @@
 """The part of motet that runs inside vLLM: takes weights in, and says of each Hugging Face name what the engine holds.
 
 `Arrival` is mixed into vLLM's worker (`--worker-extension-cls`), so its methods answer `collective_rpc`. This file
-needs the standard library and torch alone, because a server lives in an environment of its own that has no motet. As a
-program it starts such a server with everything that motet asks of one::
+needs the standard library and torch alone, because a server lives in an environment of its own that has no motet;
+vllm_draw.py beside it, where it is, draws tokens faster. As a program it starts such a server with everything that
+motet asks of one::
 
     python vllm_worker.py serve MODEL --port 8000
 """
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,8 @@ class Arrival:
     motet_mark_: str = ""
 
     def motet_describe(self) -> dict[str, Any]:
-        """What motet must know of an engine before it trusts its numbers."""
+        """What motet must know of an engine before it trusts its numbers. From then on all requests of a step are drawn
+        at once, where this vLLM is built so; "draws" says why not, or nothing."""
         config = self.vllm_config
         model = config.model_config
         return {
@@ -52,6 +55,7 @@ class Arrival:
             "shards": int(config.parallel_config.world_size),
             "quantization": str(model.quantization) if model.quantization else "",
             "mark": self.motet_mark_,
+            "draws": draw_at_once(),
         }
 
     def motet_mark(self, mark: str) -> None:
@@ -83,6 +87,15 @@ class Arrival:
         if self.vllm_config.parallel_config.world_size > 1:
             return {}
         return fingerprints(held(self.model_runner.get_model(), dict(shapes)))
+
+
+def draw_at_once() -> str:
+    try:
+        module = import_module(f"{__name__.removesuffix('_worker')}_draw")
+    except ImportError as error:
+        return str(error)
+    found: str = module.install()
+    return found
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -221,6 +234,9 @@ def main(arguments: Sequence[str]) -> None:
     arguments = arguments[1:]
     folder = Path(tempfile.mkdtemp(prefix="motet-vllm-"))
     shutil.copy(__file__, folder / f"{MODULE}.py")
+    beside = Path(__file__).with_name("vllm_draw.py")
+    if beside.exists():
+        shutil.copy(beside, folder / f"{MODULE}_draw.py")
     wanted = {
         "--worker-extension-cls": f"{MODULE}.Arrival",
         "--logprobs-mode": "processed_logprobs",
