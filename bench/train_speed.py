@@ -362,7 +362,8 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
     if "profile" in system:
         policy.score = profiles.marked("head", policy.score)
         made.norm_of = profiles.marked("optimizer", made.norm_of)
-        learner._optimizers.step = profiles.marked("optimizer", learner._optimizers.step)  # type: ignore[method-assign]
+        for name in ("step", "step_unread"):
+            setattr(learner._optimizers, name, profiles.marked("optimizer", getattr(learner._optimizers, name)))
         if learner._masters:
             learner._masters.publish = profiles.marked("optimizer", learner._masters.publish)  # type: ignore[method-assign]
     earliest = step()  # its measured peak may change what is kept, and that is compiled then

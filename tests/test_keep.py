@@ -8,7 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from motet.model import attention, recompute
 from motet.model.footprint import MARGIN, Compute, peak_of
-from motet.model.keep import Keeping, _usable
+from motet.model.keep import SEEN_MARGIN, Keeping, _usable
 from motet.model.kernels import Documents
 
 GIB = 2**30
@@ -52,6 +52,7 @@ def test_a_peak_that_was_seen_corrects_the_next_choice(monkeypatch: pytest.Monke
     assert needs(first) * own.correction <= room < needs(["none"] * 28) * own.correction
     now["peak"] = 12 * GIB + needs(first) // 2
     own.observe()
+    room += int(MARGIN * 80 * GIB) - int(SEEN_MARGIN * 80 * GIB)  # less is left alone
     second = own(65536)  # half of what was predicted: believed down to 0.8
     assert own.correction == pytest.approx(0.8 * 1.02) and needs(first) < needs(second) <= room / own.correction
     now["peak"] = 12 * GIB + needs(second) * 3 // 2

@@ -22,6 +22,7 @@ from motet.train import checkpoint
 from motet.train.learner import Learner, learning_rate
 from motet.train.logprobs import Scored
 from motet.train.losses import Sums, cross_entropy
+from motet.train.told import Told
 
 
 def learner(folder: Path, optimizer: Optimizer | None = None, steps: int = 6, **model: Any) -> Learner:
@@ -310,3 +311,45 @@ def test_a_learner_that_gave_its_memory_back_between_steps_trains_to_the_same_bi
     )
     for a, b in zip(rested.parameters(), never.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_step_that_is_not_read_before_it_is_taken_is_the_step_that_is(model_folder: Path) -> None:
+    """The device's way, on a CPU: the optimizer's kernel clips and divides by numbers that nobody has looked at."""
+    read, unread = learner(model_folder), learner(model_folder)
+    unread._optimizers.unread = True
+    for step in range(4):
+        for own in (read, unread):
+            own._config = own._config.model_copy(update={"max_grad_norm": 0.3 if step % 2 else 1e6})
+        told = [dict(own.accumulate(pack(samples(step), 40), cross_entropy)) | own.update() for own in (read, unread)]
+        assert told[0] == pytest.approx(told[1], rel=1e-5)
+    for own, other in zip(read.model.parameters(), unread.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("where", ["the loss", "the gradient norm"])
+def test_a_step_that_turns_out_not_to_be_finite_has_changed_nothing(model_folder: Path, where: str) -> None:
+    plain, own = learner(model_folder), learner(model_folder)
+    own._config = plain._config.model_copy(update={"on_nonfinite": "skip"})
+    own._optimizers.unread = plain._optimizers.unread = True
+    for one in (plain, own):
+        one.accumulate(pack(samples(0), 40), cross_entropy)
+        one.update()
+    own.accumulate(pack(samples(1), 40), cross_entropy)
+    if where == "the loss":
+        assert own._unread is not None
+        own._unread = own._unread + torch.nan
+    else:
+        (gradient,) = (p.grad for p in [next(own.model.parameters())])
+        assert gradient is not None
+        gradient[0] = torch.inf
+    assert own.update()["optim/skipped"] == 1.0 and own.version == 1
+    for one in (plain, own):
+        one.accumulate(pack(samples(2), 40), cross_entropy)
+        one.update()
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), own.model.parameters(), strict=True))
+
+
+def test_what_a_step_told_is_fetched_when_it_is_read() -> None:
+    told = Told({"loss/nll": torch.tensor(6.0, dtype=torch.float64), "tokens": torch.tensor(3.0)}, 4)
+    assert "_read" not in vars(told) and list(told) == ["loss/nll", "tokens"]
+    assert dict(told) == {"loss/nll": 1.5, "tokens": 0.75}

@@ -17,6 +17,8 @@ from motet.model.recompute import Policy
 
 _UNCERTAIN, _MEASURED = 1.05, 1.02
 """Factors on the predicted bytes before and after a peak was seen."""
+SEEN_MARGIN = 0.05
+"""Of MARGIN what is left once a peak was seen: holes alone, whose size is known by then to be small beside it."""
 _WORTH = 2**30
 """Bytes of a prediction from which on its error says something."""
 
@@ -43,6 +45,7 @@ class Keeping:
         self.policies: list[Policy] = []
         """What was chosen last, for each block."""
         self._spread = Training(dtype.itemsize, dtype.itemsize)
+        self._seen = False
         self._first, self._rounds = True, 1
         self._expected: tuple[int, int, int] | None = None
 
@@ -65,7 +68,8 @@ class Keeping:
     def __call__(self, tokens: int) -> list[Policy]:
         gradients, states = self.pending()
         allocated = torch.cuda.memory_allocated(self._device)
-        room = _usable(self._device) - allocated - states
+        margin = SEEN_MARGIN if self._seen else MARGIN
+        room = _usable(self._device, margin) - allocated - states
         row, waiting = self.row(tokens, gradients), self._waiting()
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
@@ -100,12 +104,13 @@ class Keeping:
         peak = torch.cuda.max_memory_allocated(self._device)
         if peak > before and predicted > _WORTH:
             self.correction = max(0.8, (peak - allocated) / predicted) * _MEASURED
+            self._seen = True
         self._expected = None
 
 
-def _usable(device: torch.device) -> int:
+def _usable(device: torch.device, margin: float = MARGIN) -> int:
     """Bytes that this process may have in tensors, those that it has included: what others leave of the device, or the
     share of it that was set (torch.cuda.set_per_process_memory_fraction)."""
     free, total = torch.cuda.mem_get_info(device)
     most = int(torch.cuda.get_per_process_memory_fraction() * total)  # it takes no device without a number
-    return min(free + torch.cuda.memory_reserved(device), most) - int(MARGIN * most)
+    return min(free + torch.cuda.memory_reserved(device), most) - int(margin * most)

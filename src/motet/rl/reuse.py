@@ -68,7 +68,7 @@ class Opening:
 
     anchors: list[torch.Tensor]
     weighed: list[Weighed]
-    step: dict[str, float] | None
+    step: Mapping[str, float] | None
     """What `accumulate` told; None where it is still to be called."""
 
     @staticmethod
@@ -121,7 +121,7 @@ def _steps(
     for batches, anchor in pairs * algorithm.passes:
         found = opened or learner.accumulate(batches, loss, anchor, config.sampling.temperature)
         opened = None
-        step = _described(found)
+        step = _described(dict(found))
         by_step |= {f"{name}/{inner + 1}": step[name] for name in BY_STEP if name in step}
         broken = crossed(step, algorithm) if inner else ""
         if broken:

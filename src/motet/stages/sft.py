@@ -45,7 +45,9 @@ def run(name: str, config: SftStage, context: Context, model: Path | str) -> Non
         began = time.perf_counter()
         batches = pack(data.draw(step), config.micro_batch_tokens, learner.device, learner.rows)
         scored = sum(batch.num_scored for batch in batches)
-        metrics = {**means(learner.accumulate(batches, loss), scored), **learner.update()}
+        sums = learner.accumulate(batches, loss)
+        updated = learner.update()
+        metrics = {**means(sums, scored), **updated}
         seconds = time.perf_counter() - began
         tokens = sum(batch.tokens_T.numel() for batch in batches)
         metrics |= {

@@ -5,7 +5,7 @@ A run whose loss jumps for long conversations alone, or for late positions alone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class CrossEntropyByLength:
         return cross_entropy.coefficients(batch)
 
 
-def means(found: dict[str, float], count: int) -> dict[str, float]:
+def means(found: Mapping[str, float], count: int) -> dict[str, float]:
     """What the learner returned (each sum divided by the step's `count` of tokens) as means by bucket: loss/length/END,
     loss/position/END and the numbers of tokens behind them. Buckets without a token are left out."""
     result: dict[str, float] = {}

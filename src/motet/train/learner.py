@@ -42,6 +42,7 @@ from motet.train.mesh import Mesh, deal, resolve
 from motet.train.optimizers import MOST_SKIPPED, Masters, Optimizers, norm_of
 from motet.train.policy import Policy
 from motet.train.shard import begin_round, cut_again, shard
+from motet.train.told import Told
 from motet.train.world import World
 
 
@@ -97,6 +98,8 @@ class Learner:
         width = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
         log.info("attention: %s", kernels.describe(self.device, self._dtype, width))
         self._last: list[Batch] = []
+        self._unread: torch.Tensor | None = None
+        """The loss of the gradients that are there, still on the device."""
         self._broken = ""
         self._skipped = 0
 
@@ -116,9 +119,10 @@ class Learner:
         loss: Loss,
         extras: Sequence[torch.Tensor] | None = None,
         temperature: float = 1.0,
-    ) -> dict[str, float]:
+    ) -> Mapping[str, float]:
         """Adds the gradients of sum(loss) / (number of scored tokens in all batches). Returns the loss's sums, divided
-        by the same count. However the tokens fall into batches and processes, the result is the same."""
+        by the same count. However the tokens fall into batches and processes, the result is the same. Reading a sum
+        waits for the device: after `update`, where that does not depend on it."""
         count = sum(batch.num_scored for batch in batches)
         if count == 0:
             raise ValueError("no token of this step has a loss: every loss mask is empty")
@@ -136,32 +140,45 @@ class Learner:
                 sums = self._backward(batches[index] if index is not None else None, loss, extra, temperature, count)
                 for name, part in sums.items():
                     totals[name] = totals[name] + part.double() if name in totals else part.double()
+            if self._mesh is None and self._optimizers.unread:
+                value = totals.pop("")
+                self._unread = value if self._unread is None else self._unread + value
+                return Told(totals, count)
             found = self._gathered(totals, batches)
-        value = found.pop("")
-        if not math.isfinite(value):
-            self._broken = f"the loss is {value / count}"
+        whole = found.pop("")
+        if not math.isfinite(whole):
+            self._broken = f"the loss is {whole / count}"
         return {name: total / count for name, total in found.items()}
 
     def update(self) -> dict[str, float]:
         """One optimizer step. A loss or gradient that is not finite would destroy the weights: they are left as they
         are, the batch is written down, and it raises, or goes on if the recipe says so."""
-        with self.world.watched():
-            norm = norm_of(self._trained.values(), self._config.max_grad_norm)
-        if self._broken or not math.isfinite(norm):
-            return self._refuse(self._broken or f"the gradient norm is {norm}")
         rate = learning_rate(self._config, self.version, self._total_steps)
-        self._optimizers.step(rate)
-        self._optimizers.clear()
-        if self._masters:
-            self._masters.publish()
+        if self._unread is not None:
+            norm_ = self._optimizers.step_unread(rate, self._config.max_grad_norm, self._unread)
+            if self._masters:
+                self._masters.publish()
+            norm, value = torch.stack((norm_.double(), self._unread.double())).tolist()
+            if not math.isfinite(norm) or not math.isfinite(value):
+                return self._refuse(
+                    f"the loss is {value}" if not math.isfinite(value) else f"the gradient norm is {norm}"
+                )
+        else:
+            with self.world.watched():
+                norm = norm_of(self._trained.values(), self._config.max_grad_norm)
+            if self._broken or not math.isfinite(norm):
+                return self._refuse(self._broken or f"the gradient norm is {norm}")
+            self._optimizers.step(rate)
+            if self._masters:
+                self._masters.publish()
+        self._forget()
         self.version += 1
         self._skipped = 0
         return {"optim/grad_norm": norm, "optim/learning_rate": rate}
 
     def discard(self) -> None:
         """Forgets the gradients that were added since the last update."""
-        self._broken = ""
-        self._optimizers.clear()
+        self._forget()
 
     @torch.no_grad()
     def logprobs(self, batches: Sequence[Batch], temperature: float = 1.0) -> list[torch.Tensor]:
@@ -376,9 +393,12 @@ class Learner:
                 summed[name] = summed.get(name, 0.0) + value
         return summed
 
-    def _refuse(self, what: str) -> dict[str, float]:
-        self._broken = ""
+    def _forget(self) -> None:
+        self._broken, self._unread = "", None
         self._optimizers.clear()
+
+    def _refuse(self, what: str) -> dict[str, float]:
+        self._forget()
         self._skipped += 1
         step, place = self.version + 1, ""
         if self._notes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,6 +84,27 @@ class Optimizers:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
+
+    @cached_property
+    def unread(self) -> bool:
+        """Whether `step_unread` may be called: its kernel clips, and leaves a step out, by numbers on the device."""
+        own = [p for p in self._parameters.values() if isinstance(p, DTensor) or not p.is_cuda]
+        return not own and all(isinstance(part, torch.optim.AdamW) for part in self.parts)
+
+    def step_unread(self, rate: float, most: float, value: torch.Tensor) -> torch.Tensor:
+        """Clips to the global norm `most` and steps, without waiting for the device: it need not run dry before the
+        step's kernels are queued. Returns the norm; where it or `value`, the loss, is not finite, nothing changes."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None]).float()
+        scale = ((norm + 1e-6) / most).clamp(min=1.0)  # as torch.nn.utils.clip_grads_with_norm_ does
+        skip = (~(norm.isfinite() & value.isfinite())).float()
+        for part in self.parts:
+            part.grad_scale, part.found_inf = scale, skip  # type: ignore[attr-defined]
+        try:
+            self.step(rate)
+        finally:
+            for part in self.parts:
+                del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
+        return norm
 
     def clear(self) -> None:
         for parameter in self._parameters.values():
