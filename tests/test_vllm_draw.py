@@ -87,11 +87,13 @@ def test_a_row_has_its_requests_seed_and_the_request_has_moved_on_by_one_draw() 
 def test_a_batch_in_which_a_request_has_no_seed_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(vllm_draw, "draw", lambda probs, given: asked.append("at once"))
-    own = AtOnce(lambda probs, generators: asked.append("one after the other"))  # type: ignore[arg-type,return-value]
+    own = AtOnce(lambda *given: asked.append("one after the other"))  # type: ignore[arg-type,return-value]
     generators: Any = {0: Generator(1), 1: Generator(2)}
     own(torch.ones(3, 4), generators)
     own(torch.ones(2, 4), generators)
-    assert asked == ["one after the other", "at once"]
+    own(torch.ones(2, 4), generators, False)
+    own(torch.ones(2, 4), generators, True)  # a switch that is not known here
+    assert asked == ["one after the other", "at once", "at once", "one after the other"]
 
 
 def modules(monkeypatch: pytest.MonkeyPatch, parameters: Iterable[str]) -> Any:

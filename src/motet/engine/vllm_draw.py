@@ -25,7 +25,7 @@ QUARTER = 512
 """A program looks at four times as many columns: Philox gives four numbers at once."""
 ADVANCE = 4
 """What a draw adds to a generator's offset, as vLLM's own does: it takes as much back when it drops a token."""
-Draw = Callable[[torch.Tensor, Mapping[int, torch.Generator]], torch.Tensor]
+Draw = Callable[..., torch.Tensor]
 
 
 def install() -> str:
@@ -40,21 +40,22 @@ def install() -> str:
     plain = getattr(ops, NAME, None)
     if isinstance(plain, AtOnce):
         return ""
-    if not callable(plain) or list(inspect.signature(plain).parameters) != ARGUMENTS:
+    if not callable(plain) or list(inspect.signature(plain).parameters)[:2] != ARGUMENTS:
         return f"it has no {NAME}({', '.join(ARGUMENTS)})"
     setattr(ops, NAME, AtOnce(plain))
     return ""
 
 
 class AtOnce:
-    """In the place of vLLM's `random_sample`, which it asks where some request has no seed."""
+    """In the place of vLLM's `random_sample`, which it calls where some request has no seed."""
 
     def __init__(self, plain: Draw) -> None:
         self._plain = plain
 
-    def __call__(self, probs: torch.Tensor, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
-        if len(generators) != probs.shape[0]:
-            return self._plain(probs, generators)
+    def __call__(self, probs: torch.Tensor, generators: Mapping[int, torch.Generator], *options: Any) -> torch.Tensor:
+        """`options` are switches that a later vLLM has: whoever sets one gets vLLM's own."""
+        if len(generators) != probs.shape[0] or any(options):
+            return self._plain(probs, generators, *options)
         return draw(probs, streams(generators, probs.device))
 
 
