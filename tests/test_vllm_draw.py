@@ -106,6 +106,9 @@ def modules(monkeypatch: pytest.MonkeyPatch, parameters: Iterable[str]) -> Any:
     monkeypatch.setitem(sys.modules, vllm_draw.OPS, ops)
     monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(vllm_draw, "draw", lambda probs, given: None)
     return ops
 
 
@@ -120,6 +123,17 @@ def test_a_vllm_that_is_built_otherwise_keeps_its_own(monkeypatch: pytest.Monkey
     ops = modules(monkeypatch, ["logits", "generators"])
     plain = ops.random_sample
     assert install() == "it has no random_sample(probs, generators)" and ops.random_sample is plain
+
+
+def test_a_kernel_that_cannot_be_made_leaves_vllm_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = modules(monkeypatch, ["probs", "generators"])
+    plain = ops.random_sample
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(vllm_draw, "draw", fails)
+    assert install() == "the kernel cannot be made: RuntimeError: no C compiler" and ops.random_sample is plain
 
 
 def test_without_a_gpu_vllm_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

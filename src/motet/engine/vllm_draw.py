@@ -42,6 +42,10 @@ def install() -> str:
         return ""
     if not callable(plain) or list(inspect.signature(plain).parameters)[:2] != ARGUMENTS:
         return f"it has no {NAME}({', '.join(ARGUMENTS)})"
+    try:
+        draw(torch.ones(2, 8, device="cuda"), torch.zeros(2, 2, dtype=torch.int64, device="cuda"))
+    except Exception as error:  # a kernel is compiled here and now: whatever its compiler raises, vLLM goes on without
+        return f"the kernel cannot be made: {type(error).__name__}: {error}"[:300]
     setattr(ops, NAME, AtOnce(plain))
     return ""
 
