@@ -123,6 +123,20 @@ def test_the_page_of_a_run_has_every_rule_with_its_threshold_whether_it_is_on_it
     assert counts["answer"] == (5, None, 3) and counts["leak_template"] == (0, 4, 3)
 
 
+def test_a_wrong_row_or_column_names_the_recipes_key(tmp_path: Path) -> None:
+    rows = str(tmp_path / "rows.jsonl")
+    strict = recipe(tmp_path, [*GOOD, {"messages": "none"}], f"stage.clean.data=[{{ path = '{rows}' }}]")
+    with pytest.raises(
+        UserError, match=r'^stage\.clean\.data\[0\]: .*rows\.jsonl, line 5: field .*\n.*on_bad_row = "drop"'
+    ):
+        pipeline.run(strict, tmp_path / "run", console=False)
+    columns = f"stage.clean.data=[{{ path = '{rows}' }}, {{ path = '{rows}', columns = {{ anwser = 'gold' }} }}]"
+    with pytest.raises(
+        UserError, match=r"^stage\.clean\.data\[1\]: columns: there is no field 'anwser'; known are .*answer"
+    ):
+        pipeline.run(recipe(tmp_path, GOOD, columns), tmp_path / "other", console=False)
+
+
 def test_programs_of_open_rows_are_run_on_the_tests_that_come_with_them(tmp_path: Path) -> None:
     tests = [{"stdin": "3 4\n", "stdout": "7\n"}]
     program = "```python\na, b = map(int, input().split())\nprint(a {} b)\n```"
