@@ -1,7 +1,7 @@
 """Does the fit choose the teacher that the probe chooses? `motet experiment teachers` on pairs whose answer is clear.
 
     .venv/bin/python bench/teacher_fit.py                    # ten seeds of each pair on a tiny model
-    .venv/bin/python bench/teacher_fit.py --smollm2 models [--device cuda]   # SmolLM2-135M-Instruct (`make models`)
+    .venv/bin/python bench/teacher_fit.py --smollm2 models   # three teachers of SmolLM2-135M-Instruct (`make models`)
 
 Both add to bench/results/teacher_fit.json. A problem is a dial with eight positions, "5 + ~ - + + ~ ?": from 5 one up,
 mirrored, one down, ...; where does it end? All traces are correct.
@@ -11,6 +11,12 @@ mirrored, one down, ...; where does it end? All traces are correct.
             Steps teach more and surprise more: plain likelihood takes the other teacher
     few     as "worked" with a dial of three positions and a student that knows the steps well: a guess among few
             answers looks like a choice of words, and the fit is not expected to tell
+
+SmolLM2's problems are chains of three or four one-digit sums, its teachers
+
+    totals  running totals
+    again   no step, but the problem said once more: quite what the model expects
+    glib    no step, and a sentence that has nothing to do with the problem
 """
 
 from __future__ import annotations
@@ -67,15 +73,24 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(1, 11)))
     parser.add_argument("--smollm2", type=Path, metavar="MODELS", help="folder that `make models` filled")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of --smollm2 [cpu]")
-    parser.add_argument("--dry", action="store_true", help="of --smollm2: whether it runs at all, in a minute")
-    parser.add_argument("--threads", type=int, default=2, help="of --smollm2, for the record [2]")
+    real = parser.add_argument_group("of --smollm2")
+    real.add_argument("--teachers", nargs="*", choices=list(WRITERS), default=list(WRITERS), metavar="NAME",
+                      help=f"the first is the one that ought to be better [{' '.join(WRITERS)}]")  # fmt: skip
+    real.add_argument("--traces", type=int, default=256, help="of each teacher [256]")
+    real.add_argument("--heldout", type=int, default=240, help="problems on which probes are evaluated [240]")
+    real.add_argument("--probe-steps", type=int, default=96, help="of eight traces [96]")
+    real.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="[cpu]")
+    real.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products [float32]")
+    real.add_argument("--dry", action="store_true", help="whether it runs at all: 8 traces, 4 problems, 1 step")
+    real.add_argument("--threads", type=int, default=2, help="for the record [2]")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     out, models = options.out.resolve(), options.smollm2 and options.smollm2.resolve()
     os.chdir(ROOT)
     if models is not None:
-        kept(out, "smollm2", {"machine": machine(options.threads), **smollm2(models, options.device, options.dry)})
+        if options.dry:
+            options.traces, options.heldout, options.probe_steps = 8, 4, 1
+        kept(out, "smollm2", {"machine": machine(options.threads), **smollm2(models, options)})
         return
     for name in options.pairs:
         rows: dict[str, Any] = {}
@@ -105,7 +120,7 @@ def one(name: str, pair: Pair, seed: int) -> dict[str, Any]:
     files = {style: data / f"{style}-traces.jsonl" for style in (pair.better, pair.other)}
     report = teachers.run(recipe, RUNS, files=files, student="student", probe="like", steps=STEPS, own=1, console=False)
     shutil.rmtree(run)
-    return {**figures(report, pair.better, pair.other), "seconds": round(time.perf_counter() - began, 1)}
+    return {**figures(report, (pair.better, pair.other)), "seconds": round(time.perf_counter() - began, 1)}
 
 
 def prepared(data: Path, name: str, pair: Pair, seed: int) -> Recipe:
@@ -126,20 +141,24 @@ def prepared(data: Path, name: str, pair: Pair, seed: int) -> Recipe:
     return load(ROOT / "bench" / "teacher_fit.toml", settings)
 
 
-def figures(report: dict[str, Any], better: str, other: str) -> dict[str, Any]:
-    """Of both teachers what each statistic says, and which one it would choose; which one the probe chose."""
+def figures(report: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Of each teacher what each statistic says, and which one it would choose; which one the probe chose. Differences
+    are the first teacher's to each other."""
     rows = {}
-    for name in (better, other):
+    for name in names:
         row = report["teachers"][name]
         keys = ("fit", "rsr", "surprisal", "surprisal_p95", "improbable", "rank", "top1", "top10", "answer", "length",
                 "step_distance")  # fmt: skip
         rows[name] = {key: row["measures"][key] and round(row["measures"][key]["mean"], 4) for key in keys}
         rows[name] |= {"probe": row["probe"]["pass_at_1"]["mean"], "against_untouched": row["probe"]["student"]}
+    first, *others = names
+    probe, fit = report["teachers"][first]["probe"]["others"], report["teachers"][first]["fit_differences"]
+    alone = others[0] if len(others) == 1 else None
     return {
         "untouched": report["student"]["pass_at_1"]["mean"],
         "teachers": rows,
-        "probe_difference": report["teachers"][better]["probe"]["others"][other],
-        "fit_difference": report["teachers"][better]["fit_differences"][other],
+        "probe_difference": probe[alone] if alone else {name: probe[name] for name in others},
+        "fit_difference": fit[alone] if alone else {name: fit[name] for name in others},
         "chosen": {"probe": report["ranking"]["probe"][0], **{key: lowest(rows, key) for key in STATISTICS}},
         "advice": report["advice"],
     }
@@ -215,35 +234,40 @@ def conversations(problems: Sequence[Problem], write: Style) -> list[dict[str, A
 # ---- a real model
 
 
-def smollm2(models: Path, device: str, dry: bool) -> dict[str, Any]:
-    """Two teachers of chains of three or four one-digit sums, running totals and no steps, for the model as it was
-    published. On a CPU 64 problems are held out and a probe has 40 steps; on a GPU it is 240 and 60. `dry`: 4 and 1."""
+WRITERS: dict[str, Callable[[Problem], str]] = {
+    "totals": lambda problem: str(problem.metadata["solution"]["reasoning"]),
+    "again": lambda problem: str(problem.messages[-1]["content"]),
+    "glib": lambda problem: "It is easy to see what this comes to.",
+}
+
+
+def smollm2(models: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Teachers of chains of sums for the model as it was published; probes and evaluation are greedy, in one batch."""
     began = time.perf_counter()
-    large = device != "cpu"
-    held, steps = (4, 1) if dry else (240, 60) if large else (64, 40)
-    data = RUNS / "teacher-fit-data" / "smollm2"
-    base = json.dumps(str(models / "SmolLM2-135M-Instruct"))
+    names, held = options.teachers, options.heldout
+    name = f"teacher-fit-smollm2-{'-'.join(names)}-{options.traces}-{held}-{options.probe_steps}-{options.dtype}"
+    data = RUNS / "teacher-fit-data" / name
     settings = [
-        f"name=teacher-fit-smollm2-{device}{'-dry' if dry else ''}", f"model.path={base}", f"model.device={device}",
-        "stages=['base']",
-        "stage.sft-1.batch_size=12", "problems.school.count=1", "problems.school.heldout=0.0",
-        f"problems.school.args.folder={json.dumps(str(models / 'packages'))}", "problems.letters.count=20",
-        "problems.wording.count=20", f"evaluation.sets=[{{problems='sums', count={held}}}]", "evaluation.samples=1",
+        f"name={name}", f"model.path={json.dumps(str(models / 'SmolLM2-135M-Instruct'))}",
+        f"model.device={options.device}", f"model.dtype={options.dtype}", "stages=['base']",
+        "stage.sft-1.batch_size=8", f"evaluation.sets=[{{problems='sums', count={held}}}]", "evaluation.samples=1",
+        "evaluation.sampling={temperature=0, max_tokens=96}", f"engine.batch_size={min(held, 240)}",
         "problems.sums.args={dataset='chain_sum', min_terms=3, max_terms=4, min_digits=1, max_digits=1}",
-        f"problems.sums.count={800 if large else 320}", "problems.sums.heldout=0.35",
-        "evaluation.sampling.max_tokens=96",
+        f"problems.sums.count={2 * (options.traces + held) + 100}", "problems.sums.heldout=0.4",
+        "problems.school.count=1", "problems.school.heldout=0.0", "problems.letters.count=20",
+        "problems.wording.count=20", f"problems.school.args.folder={json.dumps(str(models / 'packages'))}",
     ]  # fmt: skip
     recipe = load(ROOT / "recipes" / "smollm2.toml", settings)
-    chosen = load_problem_set("sums", recipe.problems["sums"], recipe.seed).train[: 8 if dry else 400 if large else 128]
-    solved = {p.messages[-1]["content"]: p.metadata["solution"]["reasoning"] for p in chosen}
-    styles: dict[str, Style] = {"totals": solved.__getitem__, "glib": lambda _: "It is easy to see what this comes to."}
-    for style, write in styles.items():
-        jsonl.write(data / f"{style}.jsonl", conversations(chosen, write))
-    files = {style: data / f"{style}.jsonl" for style in styles}
-    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=steps, own=0)
-    return {"seconds": round(time.perf_counter() - began, 1), "device": card(device), "steps": steps,
-            "problems": report["problems"], "heldout": report["heldout"],
-            **figures(report, "totals", "glib")}  # fmt: skip
+    chosen = load_problem_set("sums", recipe.problems["sums"], recipe.seed).train[: options.traces]
+    solved = {p.messages[-1]["content"]: p for p in chosen}
+    for style in names:
+        write = WRITERS[style]
+        jsonl.write(data / f"{style}.jsonl", conversations(chosen, lambda prompt, w=write: w(solved[prompt])))
+    files = {style: data / f"{style}.jsonl" for style in names}
+    report = teachers.run(recipe, RUNS, files=files, student="base", probe="sft-1", steps=options.probe_steps, own=0)
+    return {"seconds": round(time.perf_counter() - began, 1), "device": card(options.device), "dtype": options.dtype,
+            "steps": options.probe_steps, "batch_size": 8, "problems": report["problems"], "heldout": report["heldout"],
+            **figures(report, names)}  # fmt: skip
 
 
 def card(device: str) -> str:

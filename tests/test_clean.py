@@ -123,6 +123,32 @@ def test_the_page_of_a_run_has_every_rule_with_its_threshold_whether_it_is_on_it
     assert counts["answer"] == (5, None, 3) and counts["leak_template"] == (0, 4, 3)
 
 
+def test_the_page_shows_what_is_learned_token_by_token_and_the_loss_by_length(tmp_path: Path) -> None:
+    bands = "stage.sft.lengths=[{ up_to = 16 }, { up_to = 64 }]"
+    run = tmp_path / "run"
+    pipeline.run(recipe(tmp_path, GOOD, bands, "stage.sft.batch_size=4"), run, console=False)
+    page = (run / "report.html").read_text()
+    learned = "".join(f"<b>{token}</b>" for token in ("&lt;think&gt;", "1", "&lt;/think&gt;", "o", "&lt;|unknown|&gt;"))
+    assert f"<span>&lt;|assistant|&gt;</span>{learned}<b>e</b><b>&lt;|end|&gt;</b></pre>" in page
+    figure = page.partition("<figcaption><b>sft: loss by length</b>")[2].partition("</figure>")[0]
+    assert re.findall(r"\d+ to \d+", figure)[:3] == ["1 to 16", "17 to 32", "33 to 64"]
+    assert "<b>sft: loss by position</b>" in page and "<b>sft: gradient norm</b>" in page
+
+
+def test_a_wrong_row_or_column_names_the_recipes_key(tmp_path: Path) -> None:
+    rows = str(tmp_path / "rows.jsonl")
+    strict = recipe(tmp_path, [*GOOD, {"messages": "none"}], f"stage.clean.data=[{{ path = '{rows}' }}]")
+    with pytest.raises(
+        UserError, match=r'^stage\.clean\.data\[0\]: .*rows\.jsonl, line 5: field .*\n.*on_bad_row = "drop"'
+    ):
+        pipeline.run(strict, tmp_path / "run", console=False)
+    columns = f"stage.clean.data=[{{ path = '{rows}' }}, {{ path = '{rows}', columns = {{ anwser = 'gold' }} }}]"
+    with pytest.raises(
+        UserError, match=r"^stage\.clean\.data\[1\]: columns: there is no field 'anwser'; known are .*answer"
+    ):
+        pipeline.run(recipe(tmp_path, GOOD, columns), tmp_path / "other", console=False)
+
+
 def test_programs_of_open_rows_are_run_on_the_tests_that_come_with_them(tmp_path: Path) -> None:
     tests = [{"stdin": "3 4\n", "stdout": "7\n"}]
     program = "```python\na, b = map(int, input().split())\nprint(a {} b)\n```"

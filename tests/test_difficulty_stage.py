@@ -436,6 +436,15 @@ def test_open_rows_are_chosen_by_length_and_the_students_surprisal(scripted: Pat
     assert own["tokens"] == int(scored.sum())
 
 
+def test_a_wrong_open_row_names_the_recipes_key(scripted: Path, tmp_path: Path) -> None:
+    (tmp_path / "open.jsonl").write_text('{"prompt": "Say 1"}\n')
+    data = f'[{{problems="numbers"}}, {{path="{tmp_path / "open.jsonl"}"}}]'
+    recipe = sft_recipe(scripted, '{ stage = "filter" }',
+                        f'stage.filter={{kind="filter", by="surprisal", data={data}, count=30}}')  # fmt: skip
+    with pytest.raises(UserError, match=r"^stage\.filter\.data\[1\]: .*open\.jsonl, line 1: field 'completion'"):
+        pipeline.run(recipe, tmp_path / "run", console=False)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -13,7 +13,7 @@ from motet.base.recipe import ProblemSet
 from motet.base.records import Problem
 from motet.data.conversations import read_conversations
 from motet.tasks import load_problem_set
-from motet.tasks.files import read_problems
+from motet.tasks.files import placed_problems
 from motet.verify.foreign import gold_text, reference_of
 from motet.verify.instruction import gold
 
@@ -64,7 +64,7 @@ IFBENCH = {
 def only(folder: Path, row: dict[str, Any], **settings: Any) -> Problem:
     path = folder / "p.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    (item,) = read_problems("own", ProblemSet(path=str(path), **settings))
+    ((_, item),) = placed_problems("own", ProblemSet(path=str(path), **settings))
     if isinstance(item, UserError):
         raise item
     return item
@@ -146,7 +146,7 @@ def test_a_row_from_parquet_is_that_from_json(tmp_path: Path, row: dict[str, Any
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "p.parquet")
-    (item,) = read_problems("own", ProblemSet(path=str(tmp_path / "p.parquet")))
+    ((_, item),) = placed_problems("own", ProblemSet(path=str(tmp_path / "p.parquet")))
     assert item == only(tmp_path, row)
 
 

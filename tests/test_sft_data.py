@@ -369,13 +369,31 @@ def test_a_band_without_a_conversation_is_refused_before_training(
         run_stage(make_context(recipe), recipe)
 
 
-def test_a_row_that_the_checks_refuse_names_file_line_and_field(
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": 7, "completion": "x"}', r"talk\.jsonl, line 4: field 'prompt' .*\n.*on_bad_row = \"drop\""),
+        ("{", r"talk\.jsonl, line 4: not JSON .*\n.*on_bad_row = \"drop\""),
+    ],
+)
+def test_a_wrong_row_names_the_recipes_key_beside_file_line_and_field(
+    make_context: MakeContext, model_folder: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    path = rows_of(tmp_path, 3)
+    path.write_text(path.read_text() + line + "\n")
+    recipe = recipe_of(path, model_folder)
+    with pytest.raises(UserError, match=r"^stage\.sft\.data\[0\]: .*" + message):
+        run_stage(make_context(recipe), recipe)
+
+
+def test_a_row_that_the_checks_refuse_names_key_file_line_and_field(
     make_context: MakeContext, model_folder: Path, tmp_path: Path
 ) -> None:
     path = rows_of(tmp_path, 3)
     path.write_text(path.read_text() + '{"prompt": "What is 3", "completion": "<think>3<think>4</think>7"}\n')
     recipe = recipe_of(path, model_folder)
-    with pytest.raises(UserError, match=r"talk\.jsonl, line 4, conversation \w+, field 'completion': check 'think'"):
+    told = r"^stage\.sft\.data\[0\]: .*talk\.jsonl, line 4, conversation \w+, field 'completion': check 'think'"
+    with pytest.raises(UserError, match=told):
         run_stage(make_context(recipe), recipe)
     dropping = recipe_of(path, model_folder, f"stage.sft.data=[{{ path = '{path}', on_bad_row = 'drop' }}]")
     run_stage(make_context(dropping, "dropping"), dropping)

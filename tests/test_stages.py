@@ -429,6 +429,20 @@ def test_a_set_may_have_fewer_samples_and_tokens_than_its_suite_states(
     assert (numbers[2], numbers[3].max_tokens) == (2, 16)  # those of [evaluation]
 
 
+def test_a_wrong_row_of_a_suite_names_the_recipes_key(
+    finished_run: Path, micro_recipe: Path, make_context: MakeContext, tmp_path: Path
+) -> None:
+    jsonl.write(tmp_path / "aime.jsonl", iter([{"id": 60, "problem": "ab"}]))
+    entry = f"{{suite='aime24',path='{tmp_path / 'aime.jsonl'}'}}"
+    recipe = micro.recipe(micro_recipe, f"evaluation.sets=[{{problems='numbers',count=1}},{entry}]")
+    context = make_context(recipe, finished_run / "base-model")
+    told = r"^evaluation\.sets\[1\]: .*aime\.jsonl, line 1: no column 'answer'"
+    with pytest.raises(UserError, match=told):
+        evaluate.sets(context)
+    with pytest.raises(UserError, match=told):
+        sieve.evaluation_questions(context)
+
+
 # ---- the context
 
 

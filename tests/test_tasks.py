@@ -131,14 +131,23 @@ def test_a_bad_row_and_a_rejected_gold_answer_stop_or_are_counted(tmp_path: Path
     assert len(split.train) == 1 and split.dropped == {"bad row": 1, "gold rejected": 1}
     with pytest.raises(UserError, match=r"problems\.own: .*p\.jsonl, line 2: field 'prompt'"):
         load_problem_set("own", ProblemSet(path=path), 1)
-    with pytest.raises(UserError, match="its worked solution is judged incorrect"):
+    told = r"^problems\.own: .*q\.jsonl, line 1: problem '.*': its worked solution is judged incorrect"
+    with pytest.raises(UserError, match=told):
         load_problem_set("own", ProblemSet(path=jsonl(tmp_path / "q.jsonl", rejected)), 1)
 
 
 def test_two_problems_of_one_id_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "p.jsonl", *({**row, "id": "x"} for row in sums(2)))
-    with pytest.raises(UserError, match="two problems have the id 'x'"):
+    with pytest.raises(UserError, match=r"^problems\.own: .*p\.jsonl, line 2: two problems have the id 'x'"):
         load_problem_set("own", ProblemSet(path=path), 1)
+
+
+def test_a_source_that_cannot_be_read_names_the_problem_set(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match=r"^problems\.own: .*p\.parquet: not a readable Parquet file"):
+        load_problem_set("own", ProblemSet(path=str(tmp_path / "p.parquet")), 1)
+    with pytest.raises(UserError, match=r"^problems\.own: columns: there is no field 'anser'"):
+        load_problem_set("own", ProblemSet(path=jsonl(tmp_path / "p.jsonl", *sums(2)), columns={"anser": "gold"}), 1)
 
 
 def test_a_set_that_loses_every_row_says_which_rule_took_how_many(tmp_path: Path) -> None:

@@ -415,6 +415,9 @@ def test_what_cannot_be_compared_is_refused(micro_recipe: Path, tmp_path: Path, 
     few.write_text("".join(given["own"].read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(UserError, match="3 problems in common, and 6 are needed"):
         teachers.run(recipe, tmp_path, files={"few": few, "own": given["own"]}, student="base", console=False)
+    few.write_text('{"prompt": "Say 37"}\n')
+    with pytest.raises(UserError, match=r"^--traces few: .*few\.jsonl, line 1: field 'completion'"):
+        teachers.run(recipe, tmp_path, files={"few": few, "own": given["own"]}, student="base", console=False)
 
 
 def test_the_command_says_how_traces_are_given(micro_recipe: Path) -> None:

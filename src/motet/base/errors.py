@@ -1,5 +1,8 @@
 """The one exception that a user meets: what is wrong, what was given, what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Caused by input; the command line prints its text without a traceback and exits with `exit_code`."""
@@ -15,3 +18,19 @@ class Paused(UserError):
 
 class Elsewhere(UserError):
     """Raised by the other processes of a run when the first one has failed; that one says what it was."""
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Errors inside say which key of the recipe led there: "stage.sft.data[0]: rows.jsonl, line 3: ..."."""
+    try:
+        yield
+    except UserError as error:
+        if type(error) is Elsewhere or str(error).startswith((f"{key}:", f"{key}.")):
+            raise
+        raise UserError(f"{key}: {error}") from error
+
+
+def bad_row(error: UserError) -> UserError:
+    """The same for a row that the recipe might have dropped."""
+    return UserError(f'{error}\nCorrect it, or set on_bad_row = "drop".')

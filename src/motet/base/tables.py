@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,13 @@ def read_rows(
         raise UserError(f"{path}: no such file or folder (a hub data set is owner/name)")
     for row in rows:
         yield _renamed(row, mapping) if isinstance(row, Row) and mapping else row
+
+
+def check_columns(columns: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raises UserError for a field of ours that there is not."""
+    unknown = next((field for field in columns if field not in known), None)
+    if unknown is not None:
+        raise UserError(f"columns: there is no field {unknown!r}; known are {', '.join(known)}")
 
 
 def is_hub_id(path: str) -> bool:

@@ -22,7 +22,7 @@ from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import SftSource
 from motet.base.records import Message, Problem, content_id, decode_problem
-from motet.base.tables import Row, read_rows, shown
+from motet.base.tables import Row, check_columns, read_rows, shown
 from motet.tasks import ProblemSplit
 from motet.tasks.files import message_list
 
@@ -82,9 +82,7 @@ def placed_conversations(
     path: str, split: str = "train", columns: Mapping[str, str] | None = None, source: str | None = None
 ) -> Iterator[Conversation | UserError]:
     """The same, a malformed row as the error that it would raise."""
-    unknown = next((name for name in columns or {} if name not in FIELDS), None)
-    if unknown is not None:
-        raise UserError(f"{path}: columns: there is no field {unknown!r}; known are {', '.join(FIELDS)}")
+    check_columns(columns or {}, FIELDS)
     empty = True
     for row in read_rows(path, split, columns, once=True):
         empty = False

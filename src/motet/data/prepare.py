@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, bad_row
 from motet.base.records import Message, content_id
 from motet.data import doctor
 from motet.data.chat import ChatFormat, Rendered
@@ -108,7 +108,7 @@ def pieces(chat: ChatFormat, example: Rendered, head: int = HEAD, rest: int = RE
 
 def _rendered(item: Conversation | UserError, chat: ChatFormat, whole: bool) -> list[Rendered]:
     if isinstance(item, UserError):
-        raise item
+        raise bad_row(item)
     place = f"{item.place or item.source}, conversation {item.id}, field {item.held_in!r}"
     try:
         examples, found = doctor.rendered(chat, item.messages, whole)

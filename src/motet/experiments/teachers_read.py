@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from motet.base import jsonl
-from motet.base.errors import UserError
+from motet.base.errors import UserError, naming
 from motet.base.records import Group, Problem, Verdict, content_id, decode_problem
 from motet.base.run import log, progress
 from motet.data.chat import ChatFormat
@@ -176,7 +176,8 @@ def _of_file(teacher: Teacher, context: Context) -> Gathered:
     """Given traces. One whose question is a problem of the recipe is judged by its verifier, and left out where it is
     held out; any other is taken as it is, without the system prompt that its teacher had."""
     assert teacher.file is not None
-    asked_of = {problem_key(conversation.messages[:-1]) for conversation in read_conversations(str(teacher.file))}
+    with naming(f"--traces {teacher.name}"):
+        asked_of = {problem_key(conversation.messages[:-1]) for conversation in read_conversations(str(teacher.file))}
     sides = [context.split(name) for name in context.recipe.problems]
     known = {key: p for side in sides for p in side.train if (key := problem_key(p.messages)) in asked_of}
     held = {key for side in sides for p in side.heldout if (key := problem_key(p.messages)) in asked_of}

@@ -9,15 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, bad_row, naming
 from motet.base.recipe import CleanStage, SftSource
 from motet.base.records import Message, Problem, Verdict, content_id
-from motet.base.tables import Row, read_rows
-from motet.data.conversations import Conversation, conversation_of, conversations
+from motet.base.tables import Row, check_columns, read_rows
+from motet.data.conversations import FIELDS, Conversation, conversation_of, conversations
 from motet.funnel import rules as table
 from motet.funnel.candidate import Candidate, turn_text
 from motet.stages import sieve
 from motet.stages.context import Context
+from motet.tasks.files import FIELDS as PROBLEM_FIELDS
 from motet.tasks.files import problem_of
 from motet.verify.pool import Item
 
@@ -36,7 +37,7 @@ def run(name: str, config: CleanStage, context: Context, model: Path | str) -> N
     def source(start: int) -> Iterator[Candidate]:
         for row in counts:
             row |= {"rows": 0, "bad": 0}
-        rows = islice(_rows(config, context, counts), start, None)
+        rows = islice(_rows(name, config, context, counts), start, None)
         return _judged(rows, context) if config.gold else (candidate for candidate, _ in rows)
 
     sieve.run(name, source, config.rules, context, model, more={"sources": counts})
@@ -45,19 +46,24 @@ def run(name: str, config: CleanStage, context: Context, model: Path | str) -> N
 Unjudged = tuple[Candidate, Problem | None]
 
 
-def _rows(config: CleanStage, context: Context, counts: list[dict[str, Any]]) -> Iterator[Unjudged]:
+def _rows(name: str, config: CleanStage, context: Context, counts: list[dict[str, Any]]) -> Iterator[Unjudged]:
+    for place, (source, count) in enumerate(zip(config.data, counts, strict=True)):
+        with naming(f"stage.{name}.data[{place}]"):
+            yield from _rows_of(source, config, context, count)
+
+
+def _rows_of(source: SftSource, config: CleanStage, context: Context, count: dict[str, Any]) -> Iterator[Unjudged]:
     tokens = table.tokens_needed(config.rules)
-    for source, count in zip(config.data, counts, strict=True):
-        for number, item in enumerate(islice(_read(source, config.gold, context), config.count)):
-            if isinstance(item, UserError):
-                if source.on_bad_row == "error":
-                    raise item
-                count["bad"] += 1
-                continue
-            count["rows"] += 1
-            conversation, gold = item
-            candidate = candidate_of(conversation, number, gold)
-            yield (_with_tokens(candidate, context) if tokens else candidate), gold
+    for number, item in enumerate(islice(_read(source, config.gold, context), config.count)):
+        if isinstance(item, UserError):
+            if source.on_bad_row == "error":
+                raise bad_row(item)
+            count["bad"] += 1
+            continue
+        count["rows"] += 1
+        conversation, gold = item
+        candidate = candidate_of(conversation, number, gold)
+        yield (_with_tokens(candidate, context) if tokens else candidate), gold
 
 
 def _read(source: SftSource, gold: bool, context: Context) -> Iterator[tuple[Conversation, Problem | None] | UserError]:
@@ -65,6 +71,7 @@ def _read(source: SftSource, gold: bool, context: Context) -> Iterator[tuple[Con
         for item in conversations(source, context.split, context.run.folder):
             yield item if isinstance(item, UserError) else (item, None)
         return
+    check_columns(source.columns, (*FIELDS, *(field for field in PROBLEM_FIELDS if field not in FIELDS)))
     for row in read_rows(source.path, source.split, source.columns, once=True):
         if isinstance(row, UserError):
             yield row

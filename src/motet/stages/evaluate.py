@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
+from motet.base.errors import naming
 from motet.base.recipe import Sampling
 from motet.base.records import Group, Problem, encode
 from motet.base.run import log
@@ -79,7 +80,7 @@ def sets(context: Context) -> list[tuple[str, Sequence[Problem], int, Sampling]]
             held = context.split(name).heldout
             if held:
                 chosen.append((name, held, config.samples, config.sampling))
-    for item in config.sets:
+    for place, item in enumerate(config.sets):
         if item.problems is not None:
             label, samples, sampling = item.problems, config.samples, config.sampling
             problems: Sequence[Problem] = context.split(item.problems).heldout[: item.count]
@@ -87,7 +88,8 @@ def sets(context: Context) -> list[tuple[str, Sequence[Problem], int, Sampling]]
             from motet.tasks.suites import load_suite
 
             assert item.suite is not None
-            suite = load_suite(item.suite, item.path, item.count)
+            with naming(f"evaluation.sets[{place}]"):
+                suite = load_suite(item.suite, item.path, item.count)
             label, problems, samples, sampling = item.suite, suite.problems, suite.samples, suite.sampling
             for reason, count in suite.dropped.items():
                 log.warning("suite %s: %d problems cannot be judged and are left out: %s", label, count, reason)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
-from motet.base.errors import UserError
-from motet.base.recipe import FilterStage, OpenRows
+from motet.base.errors import UserError, bad_row, naming
+from motet.base.recipe import FilterStage, OpenRows, SftSource
 from motet.base.records import encode, seed_of
 from motet.base.run import log, progress
 from motet.base.shelf import Shelf
@@ -112,7 +112,8 @@ def _chosen(name: str, config: FilterStage, context: Context) -> Shelf[Conversat
     for place, source in enumerate(config.data):
         label = source.problems or source.stage or source.path or ""
         assert isinstance(source.weight, float)  # the recipe refuses a schedule here
-        read = _shelved(_usable(config, place, context), context)
+        with naming(f"stage.{name}.data[{place}]"):
+            read = _shelved(_usable(source, context), context)
         parts.append(Part(f"{place}/{label}", read, source.weight))
     if not any(len(part.items) for part in parts):
         raise UserError(f"stage.{name}: its data holds no conversation")
@@ -130,12 +131,11 @@ def _conversation(row: dict[str, Any]) -> Conversation:
     return Conversation(**{**row, "messages": tuple(row["messages"])})
 
 
-def _usable(config: FilterStage, place: int, context: Context) -> Iterator[Conversation]:
-    source = config.data[place]
+def _usable(source: SftSource, context: Context) -> Iterator[Conversation]:
     for item in conversations(source, context.split, context.run.folder):
         if isinstance(item, UserError):
             if source.on_bad_row == "error":
-                raise item
+                raise bad_row(item)
         else:
             yield item
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from motet.base import jsonl
-from motet.base.errors import UserError
+from motet.base.errors import UserError, naming
 from motet.base.recipe import SftSource, SftStage
 from motet.base.records import seed_of
 from motet.base.run import log, progress
@@ -123,7 +123,8 @@ def _write(name: str, config: SftStage, context: Context, limits: Limits) -> lis
     for index, source in enumerate(config.data):
         rows = progress(conversations(source, context.split, context.run.folder), None, f"{name}: {_label(source)}")
         target = context.folder(name) / STORE / str(index)
-        counts = write_source(target, rows, context.chat, limits, source.on_bad_row == "drop")
+        with naming(f"stage.{name}.data[{index}]"):
+            counts = write_source(target, rows, context.chat, limits, source.on_bad_row == "drop")
         bad = sum(n for reason, n in counts["dropped"].items() if reason.startswith(("bad", "check", "cannot")))
         if bad:
             log.info("%s: %d of %d rows of %s were refused and dropped", name, bad, counts["rows"], _label(source))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
-from motet.base.errors import UserError
+from motet.base.errors import UserError, naming
 from motet.base.recipe import Engine, RuleId, Sampling, TraceRules
 from motet.base.records import Group, Message, Problem, Verdict, content_id, count_kinds, seed_of
 from motet.base.run import log
@@ -84,11 +84,12 @@ def evaluation_questions(context: Context) -> dict[str, Sequence[Problem]]:
     if not sets:
         return {name: held for name in context.recipe.problems if (held := context.split(name).heldout)}
     found: dict[str, Sequence[Problem]] = {}
-    for item in sets:
+    for place, item in enumerate(sets):
         if item.problems is not None:
             found[item.problems] = context.split(item.problems).heldout[: item.count]
         elif item.suite is not None:
-            found[item.suite] = list(supply(item.suite, item.path, item.count))
+            with naming(f"evaluation.sets[{place}]"):
+                found[item.suite] = list(supply(item.suite, item.path, item.count))
     return found
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, bad_row
 from motet.base.places import check_data
 from motet.base.recipe import ProblemSet, nearest
 from motet.base.records import Problem, content_id, seed_of
@@ -85,9 +85,7 @@ def load_problem_set(name: str, config: ProblemSet, seed: int, folder: Path | No
 def supply(name: str, config: ProblemSet) -> Iterator[tuple[str, Problem | UserError]]:
     """(place or "", problem or error) of all that [problems.`name`] holds, before any rule takes something away."""
     refuse_unusable(name, config)
-    if config.task is None and not config.args:
-        return islice(files.placed_problems(name, config), config.count)
-    return (("", item) for item in islice(_supply(name, config), config.count))
+    return islice(_supply(name, config), config.count)
 
 
 def refuse_unusable(name: str, config: ProblemSet) -> None:
@@ -157,13 +155,14 @@ def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterato
 
     def bad(rule: str, error: UserError) -> None:
         if config.on_bad_row == "error":
-            raise UserError(f'problems.{name}: {error}\nCorrect it, or set on_bad_row = "drop".')
+            raise bad_row(UserError(f"problems.{name}: {error}"))
         dropped[rule] = dropped.get(rule, 0) + 1
 
-    for item in _supply(name, config):
+    for place, item in _supply(name, config):
         if isinstance(item, UserError):
             bad("bad row", item)
             continue
+        at = f"{place}: " if place else ""
         item = _scored(name, item, config)
         if not prompts.add(int(prompt_key(item), 16)):
             dropped["duplicate prompt"] = dropped.get("duplicate prompt", 0) + 1
@@ -174,23 +173,23 @@ def _accepted(name: str, config: ProblemSet, dropped: dict[str, int]) -> Iterato
         idle = 0
         id = int(content_id(item.id), 16)
         if id in ids:
-            bad("duplicate id", UserError(f"two problems have the id {item.id!r}"))
+            bad("duplicate id", UserError(f"{at}two problems have the id {item.id!r}"))
             continue
         verdict = check_problem(item)
         if verdict is not None and verdict.kind == "infra_error":
-            raise UserError(f"problems.{name}: problem {item.id!r} could not be checked: {verdict.detail}")
+            raise UserError(f"problems.{name}: {at}problem {item.id!r} could not be checked: {verdict.detail}")
         if verdict is not None:
-            bad("gold rejected", UserError(f"problem {item.id!r}: {verdict.detail}"))
+            bad("gold rejected", UserError(f"{at}problem {item.id!r}: {verdict.detail}"))
             continue
         ids.add(id)
         yield item
 
 
-def _supply(name: str, config: ProblemSet) -> Iterable[Problem | UserError]:
+def _supply(name: str, config: ProblemSet) -> Iterator[tuple[str, Problem | UserError]]:
     if config.task is None:
-        return files.read_problems(name, config)
+        return files.placed_problems(name, config)
     found = TASKS[config.task].load(name, **{"seed": SEED, **config.args})
-    return (_labelled(item, config) for item in found)
+    return (("", _labelled(item, config)) for item in found)
 
 
 def _labelled(item: Problem | UserError, config: ProblemSet) -> Problem | UserError:

@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, naming
 from motet.base.recipe import ProblemSet
 from motet.base.records import Message, Problem, content_id
-from motet.base.tables import Row, read_rows, shown
+from motet.base.tables import Row, check_columns, read_rows, shown
 from motet.verify.foreign import Unreadable, gold_text, instructions, reference_of
 
 REFERENCES = {"math": "answer", "code": "tests", "instruction": "instructions"}
@@ -41,26 +41,21 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """What chat turns call the reasoning of the assistant."""
 
 
-def read_problems(name: str, config: ProblemSet) -> Iterator[Problem | UserError]:
-    """The problems of [problems.`name`], whose `path` is set; a malformed row comes as its error."""
-    return (item for _, item in placed_problems(name, config))
-
-
 def placed_problems(name: str, config: ProblemSet) -> Iterator[tuple[str, Problem | UserError]]:
-    """The same with the place that each came from, "problems.jsonl, line 3"; "" where only the error tells it."""
+    """(place, problem) of [problems.`name`], whose `path` is set: ("problems.jsonl, line 3", ...). A malformed row
+    comes as its error, with "" where only the error tells the place."""
     if config.path is None:
         raise UserError(f"problems.{name}: path is missing")
-    unknown = next((field for field in config.columns if field not in FIELDS), None)
-    if unknown is not None:
-        raise UserError(f"problems.{name}.columns: there is no field {unknown!r}; known are {', '.join(FIELDS)}")
-    for row in read_rows(config.path, config.split, config.columns):
-        if isinstance(row, UserError):
-            yield "", row
-            continue
-        try:
-            yield row.place, problem_of(row, name, config.verifier, config.domain)
-        except UserError as error:
-            yield row.place, error
+    with naming(f"problems.{name}"):
+        check_columns(config.columns, FIELDS)
+        for row in read_rows(config.path, config.split, config.columns):
+            if isinstance(row, UserError):
+                yield "", row
+                continue
+            try:
+                yield row.place, problem_of(row, name, config.verifier, config.domain)
+            except UserError as error:
+                yield row.place, error
 
 
 def problem_of(row: Row, source: str, verifier: str | None = None, domain: str | None = None) -> Problem:
