@@ -82,6 +82,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
             clock.add(name, timers.seconds[name])
         with phase(clock, "load"):
             engine.load(learner.weights(), learner.version)
+            learner.rest()
         clock.end_step()
     reported = ("engine/logprob_diff_mean", "correction/importance_mean", "correction/ess", "optim/grad_norm")
     return {

@@ -4,8 +4,8 @@
     python bench/page.py            # NAME: one of TABLES
     python bench/page.py --check    # ends with 1 where a page is not what the results say
 
-A table without results is a line that names the command that makes them. Of several files of one name
-(train_speed_h100.json, train_speed_h100_2.json) a case counts as the last one has it.
+A table without results is a line that names the command that makes them. Each card has a table of its own. Of several
+files of one name and card (train_speed_h100.json, train_speed_h100_2.json) a case counts as the last one has it.
 """
 
 from __future__ import annotations
@@ -45,15 +45,25 @@ def written(found: re.Match[str]) -> str:
     reports = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{SOURCES.get(name, name)}_*.json"))]
     if not reports:
         return f"<!-- {name} -->\nNo results yet: `python bench/{SOURCES.get(name, name)}.py`.\n<!-- end -->"
-    return f"<!-- {name} -->\n{hardware(reports[-1])}\n\n{TABLES[name](reports)}\n<!-- end -->"
+    cards: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        cards.setdefault(card(report), []).append(report)
+    tables = "\n\n".join(f"{hardware(own[-1])}\n\n{TABLES[name](own)}" for own in reversed(cards.values()))
+    return f"<!-- {name} -->\n{tables}\n<!-- end -->"
+
+
+def card(report: dict[str, Any]) -> str:
+    machine = report.get("machine", report)
+    device = machine.get("hardware") or machine.get("device")
+    device = device or next((r["device"] for r in report.get("results", ()) if "device" in r), "unknown device")
+    cap = machine.get("cap_gigabytes") or report.get("cap_gigabytes")
+    return f"{device} held to {cap:.0f} GB" if cap else str(device)
 
 
 def hardware(report: dict[str, Any]) -> str:
     machine = report.get("machine", report)
-    device = machine.get("hardware") or machine.get("device")
-    device = device or next((r["device"] for r in report.get("results", ()) if "device" in r), "unknown device")
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v != "none")
-    return f"{device}, Python {machine['python']}, {versions}."
+    return f"{card(report)}, Python {machine['python']}, {versions}."
 
 
 def train_speeds(reports: Sequence[dict[str, Any]]) -> str:

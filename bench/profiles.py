@@ -68,7 +68,8 @@ def summary(events: list[dict[str, Any]], wall: float) -> dict[str, Any]:
     starts = [float(e["ts"]) for e in marks]
     kinds: dict[str, float] = defaultdict(float)
     kernels: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    busy, until = 0.0, 0.0
+    busy, until, before = 0.0, 0.0, ""
+    gaps: list[tuple[float, str, str]] = []
     for event in sorted(work, key=lambda e: float(e["ts"])):
         start, length = float(event["ts"]), float(event["dur"])
         kind = _kind(event, marks, starts)
@@ -76,6 +77,10 @@ def summary(events: list[dict[str, Any]], wall: float) -> dict[str, Any]:
         entry = kernels[kind, str(event["name"])[:120]]
         entry[0] += length / 1e6
         entry[1] += 1
+        if until and start > until:
+            gaps.append(((start - until) / 1e6, before, str(event["name"])[:80]))
+        if start + length > until:
+            before = str(event["name"])[:80]
         busy += max(0.0, start + length - max(start, until)) / 1e6
         until = max(until, start + length)
     top = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
@@ -83,6 +88,7 @@ def summary(events: list[dict[str, Any]], wall: float) -> dict[str, Any]:
         "wall": wall,
         "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1])),
         "idle": max(0.0, wall - busy),
+        "gaps": [{"seconds": s, "after": a, "before": b} for s, a, b in sorted(gaps, reverse=True)[:12]],
         "kernels": [{"kind": k, "name": n, "seconds": s, "count": int(c)} for (k, n), (s, c) in top],
     }
 
@@ -104,4 +110,7 @@ def table(found: dict[str, Any]) -> str:
         f"{1e3 * one['seconds']:9.1f} ms {one['count']:6}  {one['kind']:<24} {one['name'][:80]}"
         for one in found["kernels"]
     ]
+    if found.get("gaps"):
+        lines += ["", "longest gaps"]
+        lines += [f"{1e3 * g['seconds']:9.2f} ms  {g['after'][:48]}  ->  {g['before'][:48]}" for g in found["gaps"][:6]]
     return "\n".join(lines)

@@ -48,6 +48,10 @@ def test_a_step_falls_into_kinds_of_kernels_and_time_in_which_none_runs() -> Non
         "attention": 40, "matrix products": 20, "head": 20, "norm, rope, elementwise": 5, "copies": 1,
     }.items()} == found["kinds"]  # fmt: skip
     assert found["idle"] == pytest.approx(14e-6)
+    assert [(pytest.approx(gap["seconds"]), gap["after"][:5], gap["before"][:6]) for gap in found["gaps"]] == [
+        (10e-6, "nvjet", "nvjet_"),
+        (4e-6, "nvjet", "Memcpy"),
+    ]
     assert [(one["kind"], one["count"]) for one in found["kernels"]][:1] == [("attention", 1)]
     assert "attention" in profiles.table(found).splitlines()[0]
 

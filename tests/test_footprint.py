@@ -32,7 +32,6 @@ from motet.model.footprint import (
 from motet.plan.live import Live
 from motet.plan.probe import probe, sample_rows
 from motet.plan.sizing import from_config
-from motet.train import logprobs
 from motet.train.learner import Learner
 from motet.train.losses import cross_entropy
 from motet.train.world import World
@@ -150,8 +149,7 @@ def test_the_prediction_is_near_the_tensors_counted_on_a_cpu(
 def test_a_row_that_is_cut_into_tiles_is_predicted_too(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (footprint, offload, tiles):
         monkeypatch.setattr(module, "TILE", 128)
-    for module in (footprint, logprobs):  # the head is not to be the highest
-        monkeypatch.setattr(module, "HEAD_ROWS" if module is footprint else "MOST", 128)
+    monkeypatch.setattr(footprint, "HEAD_ROWS", 128)  # the head is not to be the highest
     model = Model(path=str(small), dtype="bfloat16", recompute="offload", compile="off", device="cpu")
     found = probe(small, model, [[2048]])
     assert found.forecast.peak.at == "backward"

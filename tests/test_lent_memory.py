@@ -15,6 +15,8 @@ class Device:
 
     def __init__(self, reserved: int, live: int, size: int) -> None:
         self.reserved, self.live, self.size = reserved, live, size
+        self.peak = reserved
+        """Of live tensors."""
         self.asked: list[int] = []
 
     def empty_cache(self) -> None:
@@ -31,6 +33,7 @@ class Device:
 
 def put(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     for name, value in {"is_available": lambda: True, "memory_reserved": lambda: device.reserved,
+                        "memory_allocated": lambda: device.live, "max_memory_allocated": lambda: device.peak,
                         "empty_cache": device.empty_cache}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     fake: Any = device.empty
@@ -49,6 +52,17 @@ def test_what_was_given_in_two_calls_comes_back_in_whole_segments_once(monkeypat
     assert device.asked == [SEGMENT] * 5
     memory.take_back()
     assert len(device.asked) == 5
+
+
+def test_holes_are_not_taken_back_and_nothing_grows_from_turn_to_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = put(Device(reserved=13 * SEGMENT, live=8 * SEGMENT, size=80 * SEGMENT), monkeypatch)
+    device.peak = 11 * SEGMENT  # a step had three segments in use
+    memory = LentMemory()
+    for _ in range(4):
+        memory.give()
+        memory.take_back()
+        assert device.reserved == 11 * SEGMENT
+        device.reserved += 2 * SEGMENT  # a tensor that found no place among what was taken back, and left one
 
 
 def test_where_others_have_taken_the_memory_less_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from motet.train.logprobs import Scored, rows_of_a_chunk, score, score_plainly
+from motet.model.footprint import rows_of_a_chunk
+from motet.train.logprobs import Scored, score, score_plainly
 
 N, D, V = 10, 6, 23
 
@@ -125,8 +126,8 @@ def test_entropies_are_left_out_where_nobody_asks() -> None:
 
 def test_a_chunk_has_as_many_rows_as_the_budget_holds() -> None:
     """Bytes of a row: 6 x vocabulary in bfloat16, 8 x vocabulary in float32; rows come in 128s, 4,096 at most."""
-    assert rows_of_a_chunk(151_936, 2) == 2048  # 1.9e9 / 911,616 = 2,084
-    assert rows_of_a_chunk(151_936, 4) == 1536  # 1.9e9 / 1,215,488 = 1,563
+    assert rows_of_a_chunk(151_936, 2) == 1664  # 1.52e9 / 911,616 = 1,667
+    assert rows_of_a_chunk(151_936, 4) == 1152  # 1.52e9 / 1,215,488 = 1,250
     assert rows_of_a_chunk(100, 4) == 4096
     assert rows_of_a_chunk(10_000_000, 4) == 128
 

@@ -3,7 +3,8 @@
 torch's allocator hands a tensor a segment of the device and keeps the segment when the tensor dies. A training step
 leaves hundreds of segments behind; vLLM's allocator cannot use one of them, so they go back before it wakes, each by a
 call of its own, and the next step asks for hundreds anew. Here the learner's memory is asked for in a few large
-segments once the engine sleeps: what the step needs is cut from them, and the next giving back is as few calls.
+segments once the engine sleeps: what the step needs is cut from them, and the next giving back is as few calls. No more
+is asked for than any step had in use: what else torch held was holes, and would grow with each turn.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import torch
 
 SEGMENT = 1 << 30
-"""Bytes of one. A tensor that outlives a step keeps one segment from going back, and no more."""
+"""Bytes of one: the largest tensors of a step, a chunk of logits (model/footprint.py: HEAD_BUDGET), fit into it. A
+tensor that outlives a step keeps one segment from going back, and no more."""
 
 
 class LentMemory:
@@ -27,9 +29,10 @@ class LentMemory:
             self._lent += held - torch.cuda.memory_reserved()
 
     def take_back(self) -> None:
-        """As much as was given, in segments of SEGMENT bytes; less where others have taken it."""
+        """As much as was given and a step had in use, in segments of SEGMENT bytes; less where others have taken it."""
         if torch.cuda.is_available():
-            whole, self._lent = self._lent // SEGMENT, 0
+            used = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            whole, self._lent = min(self._lent, used) // SEGMENT, 0
             pieces = []
             try:
                 for _ in range(whole):

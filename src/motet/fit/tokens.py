@@ -14,8 +14,8 @@ import torch
 from motet.base.recipe import Model
 from motet.data.pack import Batch, Sample, pack
 from motet.model import attention
+from motet.model.footprint import rows_of_a_chunk
 from motet.model.load import device_of, load_model
-from motet.train.logprobs import rows_of_a_chunk
 
 
 class Ranked(NamedTuple):

@@ -29,8 +29,10 @@ MARGIN = 0.08
 TILE = 8192
 """Tokens of a tile, where a row is cut into tiles (model/halves.py, model/tiles.py). Matrix products of this many rows
 gain nothing from more."""
-HEAD_BUDGET, HEAD_ROWS = 1_900_000_000, 4096
-"""Bytes and rows of a chunk of logits and their gradient at most (train/logprobs.py)."""
+HEAD_BUDGET, HEAD_ROWS = 1_520_000_000, 4096
+"""Bytes of a chunk's logits (float32) and their gradient (of the hidden states' type), and its rows, at most: beyond
+that many, matrix products gain nothing (train/logprobs.py). With what else the head needs that
+is under 2 GiB at a width of 2,048."""
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,12 @@ def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: S
     )
 
 
-def chunk_rows(vocabulary: int, element: int) -> int:
-    """As train/logprobs.py cuts the head's rows."""
+def rows_of_a_chunk(vocabulary: int, element: int) -> int:
+    """Of the head: as many as HEAD_BUDGET holds, a multiple of 128 (the tiles of matrix products), at least 128, at
+    most HEAD_ROWS. `element`: bytes of a value of the hidden states.
+
+    Example: 151,936 in bfloat16: 1.52e9 / (151,936 x 6 bytes) = 1,667, so 1,664.
+    """
     return max(128, min(HEAD_ROWS, HEAD_BUDGET // (vocabulary * (4 + element)) // 128 * 128))
 
 
@@ -303,7 +309,7 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     tiled = T > TILE and "offload" in policies
     last = T * (e * D + (0 if compute.compiled or tiled else D * (4 + e)))
     weight = sizes.embedding * row.head_trained
-    rows = min(chunk_rows(sizes.vocabulary, e), max(128, N))
+    rows = min(rows_of_a_chunk(sizes.vocabulary, e), max(128, N))
     logits = rows * sizes.vocabulary * (4 + e + (8 if row.entropy_gradient else 0))
     head = last + row.known * T * e * D + N * (2 * e * D + 40) + logits + 4 * weight
     found = [Peak(0, "head", always + sum(kept), 0, head, 0)]

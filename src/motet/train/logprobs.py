@@ -19,16 +19,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from motet.model.footprint import rows_of_a_chunk
+
 try:
     from motet.train import head_kernels as fused
 except ImportError:  # triton comes with torch for NVIDIA GPUs only
     fused = None  # type: ignore[assignment]
-
-BUDGET = 1_900_000_000
-"""Bytes of one chunk's logits (float32) and their gradient (of the hidden states' type)."""
-MOST = 4096
-"""Rows of a chunk at most: beyond it matrix products gain nothing."""
-
 
 EntropyUse = bool | Literal["gradient"]
 """Entropies: not computed, computed as a figure to report, or (an entropy bonus) differentiable as well."""
@@ -62,14 +58,6 @@ def score(
     chunk = chunk or rows_of_a_chunk(weight_VD.shape[0], hidden_ND.element_size())
     found = _Score.apply(hidden_ND, weight_VD, targets_N, coefficients_N, temperature, chunk, entropy)  # type: ignore[no-untyped-call]
     return Scored(*found)
-
-
-def rows_of_a_chunk(vocabulary: int, element_size: int) -> int:
-    """As many as BUDGET holds, a multiple of 128 (the tiles of matrix products), at least 128, at most MOST.
-
-    Example: 151,936 in bfloat16: 1.9e9 / (151,936 x 6 bytes) = 2,084, so 2,048.
-    """
-    return max(128, min(MOST, BUDGET // (vocabulary * (4 + element_size)) // 128 * 128))
 
 
 class _Score(torch.autograd.Function):

@@ -20,8 +20,8 @@ from motet.base.recipe import EvaluateStage, FilterStage, Recipe, RlStage, SftSt
 from motet.base.run import peak_memory_bytes
 from motet.data.pack import Batch
 from motet.engine.protocol import Request
+from motet.model.footprint import rows_of_a_chunk
 from motet.rl.alarms.record import Alarm, Cause, ranked, written
-from motet.train.logprobs import rows_of_a_chunk
 
 TOLD = {"generate": "sample", "train": "steps"}
 """Names of timed phases, in the words of the report."""
