@@ -5,7 +5,9 @@
 
 Each section is a process of its own with the same vLLM settings, one after the other. "alone" is `LLM.generate` without
 log-probabilities and seeds, which is what vLLM does fastest; "engine" is motet's engine with both, on the same prompts
-and lengths. A load is timed from the learner's tensors until the fingerprints have been compared.
+and lengths, and in turns with it `LLM.generate` of the same vLLM: a process and a minute apart, the same work on the
+same machine differs by a tenth and more. A load is timed from the learner's tensors until the fingerprints have been
+compared.
 
 "step_ms" is where the time of a step goes in this process, by timers in one pass of its own: `schedule` and `launch`
 are vLLM's before the device works, `wait` is for the device, `outputs` is all that is done with what it sampled (by
@@ -75,11 +77,13 @@ def main() -> int:
 def show(result: dict[str, Any], batches: list[int]) -> None:
     print(f"\n{result['device']}, {result['shape']}")
     for batch in batches:
-        alone = result["alone"].get(f"tokens_per_second/{batch}", float("nan"))
+        alone = result.get("alone", {}).get(f"tokens_per_second/{batch}", float("nan"))
         for section in ("alone", "engine", "ipc", "files"):
             speed = result.get(section, {}).get(f"tokens_per_second/{batch}")
             if speed:
                 print(f"batch {batch:4d}  {section:<7} {speed:10.0f} tok/s  {speed / alone:6.1%} of vLLM alone")
+        if share := result.get("engine", {}).get(f"share_of_alone/{batch}"):
+            print(f"batch {batch:4d}  engine in turns with the same vLLM alone: {share:6.1%}")
     for section in ("alone", "engine", "ipc", "files"):
         for name, value in result.get(section, {}).items():
             if not name.startswith("tokens_per_second"):
@@ -143,24 +147,30 @@ def alone(options: argparse.Namespace) -> dict[str, Any]:
     from motet.engine import vllm_local
 
     vllm_local.prepare_process()
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     llm = LLM(
         model=str(options.model), dtype="bfloat16" if CUDA else "float32", skip_tokenizer_init=True,
         max_num_seqs=max(options.batches), gpu_memory_utilization=MEMORY_SHARE * capped.share(), enforce_eager=not CUDA,
         max_model_len=PROMPT + options.tokens,
     )  # fmt: skip
-    parameters = SamplingParams(temperature=1.0, max_tokens=options.tokens, ignore_eos=True, detokenize=False)
     found: dict[str, Any] = {}
     for batch in options.batches:
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts_of(options, batch)]
-        llm.generate(asked, parameters, use_tqdm=False)
-        _, best = timed(lambda asked=asked: llm.generate(asked, parameters, use_tqdm=False), options.repeats)  # type: ignore[misc]
-        found[f"tokens_per_second/{batch}"] = batch * options.tokens / best
-        found[f"step_ms/{batch}"] = step_ms(
-            llm.llm_engine, lambda asked=asked: llm.generate(asked, parameters, use_tqdm=False)  # type: ignore[misc]
-        )  # fmt: skip
+        work = plainly(llm, options, batch)
+        work()
+        median, _ = timed(work, options.repeats)
+        found[f"tokens_per_second/{batch}"] = batch * options.tokens / median
+        found[f"step_ms/{batch}"] = step_ms(llm.llm_engine, work)
     return found
+
+
+def plainly(llm: Any, options: argparse.Namespace, batch: int) -> Callable[[], Any]:
+    """vLLM as it samples fastest: nobody's log-probabilities, nobody's seed."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(temperature=1.0, max_tokens=options.tokens, ignore_eos=True, detokenize=False)
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts_of(options, batch)]
+    return lambda: llm.generate(asked, parameters, use_tqdm=False)
 
 
 def prompts_of(options: argparse.Namespace, batch: int) -> list[list[int]]:
@@ -206,15 +216,16 @@ def measure(options: argparse.Namespace, **way: Any) -> dict[str, Any]:
         asked = [Request(tuple(prompt), (), i) for i, prompt in enumerate(prompts_of(options, batch))]
         answers = dict(made.generate(asked, sampling))
         made._wake()
-        rates = []
+        count = sum(len(c.tokens) for c in answers.values())
+        own, alone = [], []
         for _ in range(options.repeats):
-            sync()
-            began = time.perf_counter()
-            answers = dict(made._sample(asked, sampling))
-            sync()
-            rates.append(sum(len(c.tokens) for c in answers.values()) / (time.perf_counter() - began))
-        found[f"tokens_per_second/{batch}"] = max(rates)
-        if "python" not in way:
+            own.append(count / timed(lambda asked=asked: dict(made._sample(asked, sampling)), 1)[0])  # type: ignore[misc]
+            if "python" not in way:  # the same vLLM without motet around it, in turns: a machine's moods meet both
+                alone.append(batch * options.tokens / timed(plainly(made._llm, options, batch), 1)[0])
+        found[f"tokens_per_second/{batch}"] = statistics.median(own)
+        if alone:
+            found[f"alone_in_turns/{batch}"] = statistics.median(alone)
+            found[f"share_of_alone/{batch}"] = statistics.median(a / b for a, b in zip(own, alone, strict=True))
             found[f"step_ms/{batch}"] = step_ms(made._engine, lambda asked=asked: dict(made._sample(asked, sampling)))  # type: ignore[misc]
     learner = Learner(options.model, model, Optimizer(), 1)
     found |= loads(made, learner, options.repeats)
