@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from motet.engine import vllm_draw, vllm_worker
-from motet.engine.vllm_draw import AtOnce, draw, install, streams
+from motet.engine.vllm_draw import AtOnce, draw, install
 
 
 def philox(key: int, counters: np.ndarray[Any, Any], offset: int) -> list[np.ndarray[Any, Any]]:
@@ -57,8 +57,8 @@ def test_tokens_come_as_often_as_their_probability_says() -> None:
 def test_the_kernel_draws_what_its_twin_draws(columns: int) -> None:
     probs = torch.randn(30, columns).mul(2.0).softmax(-1)
     seeds = [n * 2**40 + n if n % 2 else -n - 1 for n in range(30)]
-    given = torch.tensor([[seed, 4 * n] for n, seed in enumerate(seeds)], device="cuda")
-    found = draw(probs.cuda(), given).tolist()
+    offsets = torch.arange(0, 120, 4, device="cuda")
+    found = draw(probs.cuda(), torch.tensor(seeds, device="cuda"), offsets).tolist()
     assert found == [drawn_slowly(row, seed, 4 * n) for n, (row, seed) in enumerate(zip(probs, seeds, strict=True))]
 
 
@@ -79,14 +79,22 @@ class Generator:
 
 
 def test_a_row_has_its_requests_seed_and_the_request_has_moved_on_by_one_draw() -> None:
-    generators: Any = {1: Generator(7, 8), 0: Generator(2**64 - 1)}
-    assert streams(generators, torch.device("cpu")).tolist() == [[-1, 0], [7, 8]]
-    assert streams(generators, torch.device("cpu")).tolist() == [[-1, 4], [7, 12]]
+    own = AtOnce(lambda *_: torch.empty(0))
+    first, second, third = Generator(7, 8), Generator(2**64 - 1), Generator(9)
+
+    def told(generators: Any) -> list[list[int]]:
+        return [numbers.tolist() for numbers in own.streams(generators, torch.device("cpu"))]
+
+    assert told({1: first, 0: second}) == [[-1, 7], [0, 8]]
+    assert told({1: first, 0: second}) == [[-1, 7], [4, 12]]
+    assert told({0: first, 1: second}) == [[7, -1], [16, 8]]  # they have changed places
+    second.offset -= vllm_draw.ADVANCE  # vLLM has dropped its token
+    assert told({0: third, 1: second}) == [[9, -1], [0, 8]]
 
 
 def test_a_batch_in_which_a_request_has_no_seed_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(vllm_draw, "draw", lambda probs, given: asked.append("at once"))
+    monkeypatch.setattr(vllm_draw, "draw", lambda *_: asked.append("at once"))
     own = AtOnce(lambda *given: asked.append("one after the other"))  # type: ignore[arg-type,return-value]
     generators: Any = {0: Generator(1), 1: Generator(2)}
     own(torch.ones(3, 4), generators)
@@ -108,7 +116,7 @@ def modules(monkeypatch: pytest.MonkeyPatch, parameters: Iterable[str]) -> Any:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(vllm_draw, "draw", lambda probs, given: None)
+    monkeypatch.setattr(vllm_draw, "draw", lambda *_: None)
     return ops
 
 

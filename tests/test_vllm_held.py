@@ -135,6 +135,22 @@ def test_several_tokens_of_a_step_have_the_rows_from_their_requests_first_one_on
     assert found == [("a", [5, 1], [-1.0, -2.0]), ("b", [6, 7, 1], [-3.0, -4.0, -5.0])]
 
 
+def test_steps_alike_are_kept_together_and_each_request_has_its_own_of_them() -> None:
+    """Three steps of a, b, c in rows 0, 1, 2, then b and c change rows, then c ends."""
+    engine = Engine()
+    with holding(engine):
+        for step in range(3):
+            engine.step({"a": [10 + step], "b": [20 + step], "c": [30 + step]}, [[-0.25 * step], [-1.0], [-2.0 - step]])
+        engine.step({"a": [13], "c": [33], "b": [23]}, [[-8.0], [-5.0], [-1.0]])
+        assert engine.step({"a": [14], "c": [1], "b": [24]}, [[-8.0], [-6.0], [-1.0]]) == [
+            ("c", [30, 31, 32, 33, 1], [-2.0, -3.0, -4.0, -5.0, -6.0])
+        ]
+        assert engine.step({"a": [1], "b": [1]}, [[-9.0], [-1.5]]) == [
+            ("a", [10, 11, 12, 13, 14, 1], [0.0, -0.25, -0.5, -8.0, -8.0, -9.0]),
+            ("b", [20, 21, 22, 23, 24, 1], [-1.0, -1.0, -1.0, -1.0, -1.0, -1.5]),
+        ]
+
+
 def test_without_log_probabilities_there_are_none() -> None:
     engine = Engine()
     with holding(engine):

@@ -43,7 +43,8 @@ def install() -> str:
     if not callable(plain) or list(inspect.signature(plain).parameters)[:2] != ARGUMENTS:
         return f"it has no {NAME}({', '.join(ARGUMENTS)})"
     try:
-        draw(torch.ones(2, 8, device="cuda"), torch.zeros(2, 2, dtype=torch.int64, device="cuda"))
+        numbers = torch.zeros(2, dtype=torch.int64, device="cuda")
+        draw(torch.ones(2, 8, device="cuda"), numbers, numbers)
     except Exception as error:  # a kernel is compiled here and now: whatever its compiler raises, vLLM goes on without
         return f"the kernel cannot be made: {type(error).__name__}: {error}"[:300]
     setattr(ops, NAME, AtOnce(plain))
@@ -55,29 +56,37 @@ class AtOnce:
 
     def __init__(self, plain: Draw) -> None:
         self._plain = plain
+        self._known: list[torch.Generator] = []
+        self._seeds = torch.empty(0, dtype=torch.int64)
+        """Theirs, on the device: a step's requests are mostly those of the step before."""
 
     def __call__(self, probs: torch.Tensor, generators: Mapping[int, torch.Generator], *options: Any) -> torch.Tensor:
         """`options` are switches that a later vLLM has: whoever sets one gets vLLM's own."""
         if len(generators) != probs.shape[0] or any(options):
             return self._plain(probs, generators, *options)
-        return draw(probs, streams(generators, probs.device))
+        return draw(probs, *self.streams(generators, probs.device))
+
+    def streams(
+        self, generators: Mapping[int, torch.Generator], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Seeds and offsets of the rows 0, 1, ... on the device; moves each generator on by one draw."""
+        own = [generators[row] for row in range(len(generators))]
+        if own != self._known:
+            seeds = [generator.initial_seed() for generator in own]
+            self._seeds = _on(device, [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds])
+            self._known = own
+        offsets = [generator.get_offset() for generator in own]
+        for generator, offset in zip(own, offsets, strict=True):
+            generator.set_offset(offset + ADVANCE)
+        return self._seeds, _on(device, offsets)
 
 
-def streams(generators: Mapping[int, torch.Generator], device: torch.device) -> torch.Tensor:
-    """(seed, offset) of the rows 0, 1, ... on the device, and moves each generator on by one draw."""
-    rows = []
-    for row in range(len(generators)):
-        generator = generators[row]
-        offset = generator.get_offset()
-        generator.set_offset(offset + ADVANCE)
-        rows.append((generator.initial_seed(), offset))
-    numbers = torch.tensor([seed - (1 << 64) if seed >= 1 << 63 else seed for pair in rows for seed in pair])
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.view(-1, 2).to(device, non_blocking=True)
+def _on(device: torch.device, numbers: list[int]) -> torch.Tensor:
+    values = torch.tensor(numbers, dtype=torch.int64)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-def draw(probs_NV: torch.Tensor, streams_N2: torch.Tensor) -> torch.Tensor:
+def draw(probs_NV: torch.Tensor, seeds_N: torch.Tensor, offsets_N: torch.Tensor) -> torch.Tensor:
     """Tokens [N] of the rows' distributions; probabilities need not be normalised. N requests, V vocabulary.
 
     Column c of a row uses number (c // QUARTER) % 4 of Philox4x32-10 with key seed and counter (c // (4 QUARTER) x
@@ -88,7 +97,7 @@ def draw(probs_NV: torch.Tensor, streams_N2: torch.Tensor) -> torch.Tensor:
     best = torch.empty(rows, parts, dtype=torch.float32, device=probs_NV.device)
     places = torch.empty(rows, parts, dtype=torch.int64, device=probs_NV.device)
     grid = (rows, parts)
-    _kernel()[grid](probs_NV, probs_NV.stride(0), streams_N2, best, places, columns, parts, QUARTER=QUARTER)
+    _kernel()[grid](probs_NV, probs_NV.stride(0), seeds_N, offsets_N, best, places, columns, parts, QUARTER=QUARTER)
     return places.gather(1, best.argmax(1, keepdim=True)).view(-1)
 
 
@@ -100,9 +109,9 @@ def _kernel() -> Any:
     globals()["tl"] = tl  # a kernel's names are looked up in its module
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def best_of_part(probs, stride, streams, best, places, columns, parts, QUARTER: tl.constexpr):  # type: ignore[no-untyped-def]
+    def best_of_part(probs, stride, seeds, offsets, best, places, columns, parts, QUARTER: tl.constexpr):  # type: ignore[no-untyped-def]
         row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        seed, offset = tl.load(streams + 2 * row), tl.load(streams + 2 * row + 1).to(tl.int32)
+        seed, offset = tl.load(seeds + row), tl.load(offsets + row).to(tl.int32)
         lane = tl.arange(0, QUARTER)
         counter, zero = part * QUARTER + lane, lane * 0
         numbers = tl.philox(seed, counter, zero + offset, zero, zero)
