@@ -69,6 +69,15 @@ def test_a_healthy_run_is_silent(micro_recipe: Path, model: Path, tmp_path: Path
     assert row["tokens/sampled_per_second"] > row["tokens/second"] > 0.0
 
 
+def test_a_healthy_run_whose_batches_overlap_is_silent_too(micro_recipe: Path, model: Path, tmp_path: Path) -> None:
+    """Each batch is of older weights: that is no drift between engine and learner."""
+    settings = {"steps": 8, "prompts_per_step": 8, "overlap": True, "alarms": {"drift": 1e-3}}
+    ran = run(recipe_of(micro_recipe, model, **settings), tmp_path / "run")
+    assert all(row["staleness"] == 1.0 for row in micro.metrics(ran.folder, "rl")[1:])
+    by_the_clock = {"slow_engine", "slow_verifiers"}
+    assert [alarm for alarm in ran.alarms if alarm.rule not in by_the_clock] == []
+
+
 # ---- vanishing gradient: too easy, too hard, a dead verifier, a destroyed policy
 
 

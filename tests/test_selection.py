@@ -180,7 +180,7 @@ def test_groups_without_a_signal_are_refilled_until_the_batch_is_whole(
     groups, metrics = make_curriculum(refill=2.0).sample(sampler, 0)
     assert [len(names) for names in sampler.calls] == [4, 4]
     assert (len(groups), metrics["groups/refilled"], metrics["groups/refilled_live"]) == (8, 4, 4)
-    assert len({g.problem.id for g in groups}) == 8
+    assert len({g.problem.id for g in groups}) == 8 and metrics["groups/refill_short"] == 0
 
 
 def test_the_budget_of_a_refill_ends_and_the_step_goes_on(
@@ -191,7 +191,7 @@ def test_the_budget_of_a_refill_ends_and_the_step_goes_on(
     log.propagate = True
     with caplog.at_level("INFO", logger=log.name):
         groups, metrics = selection.sample(sampler, 0)
-    assert len(groups) <= 4 + 6 and metrics["groups/refilled_live"] == 0
+    assert len(groups) <= 4 + 6 and metrics["groups/refilled_live"] == 0 and metrics["groups/refill_short"] == 4
     assert sum(map(len, sampler.calls[1:])) == metrics["groups/refilled"] > 0
     assert "0 of 4 groups have a signal; the budget of refill is used up" in caplog.text
 

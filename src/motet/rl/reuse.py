@@ -26,12 +26,14 @@ def learn(
     time: Timers,
     reference: Learner | None = None,
     own_numbers: bool = False,
+    fresh: bool = True,
 ) -> dict[str, float]:
     """Takes the steps and returns what to report: means over them, and figures by inner step as NAME/1, NAME/2, ...
 
     `live`: the samples of each group with a signal. `reference`: the weights that `algorithm.kl` holds on to.
     `own_numbers`: the engine computes with the learner's weights and in its precision; where the first minibatch shows
-    that it does, its log-probabilities are the anchor of the others, which are then not compared.
+    that it does, its log-probabilities are the anchor of the others, which are then not compared. `fresh`: the rollouts
+    are of the learner's present weights; between others the engine's arithmetic cannot be compared.
     """
     algorithm, temperature = config.algorithm, config.sampling.temperature
     parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in minibatches(live, algorithm.minibatches)]
@@ -45,10 +47,10 @@ def learn(
         opening = Opening.take(learner, packed[0], config)
     with time("anchor"):
         compared = [opening.anchors]
-        if not (own_numbers and _same(packed[0], opening.anchors) and _known(packed[1:])):
+        if not (own_numbers and fresh and _same(packed[0], opening.anchors) and _known(packed[1:])):
             compared += [learner.logprobs(batches, temperature) for batches in packed[1:]]
         anchors = compared + [[batch.behaviour_N for batch in batches] for batches in packed[len(compared) :]]
-    metrics = engine_difference(packed[: len(compared)], compared)
+    metrics = engine_difference(packed[: len(compared)], compared) if fresh else {}
     weights = [opening.weighed] + [
         [weigh(batch, anchor_N, algorithm.correction) for batch, anchor_N in zip(batches, part, strict=True)]
         for batches, part in zip(packed[1:], anchors[1:], strict=True)

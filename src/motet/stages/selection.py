@@ -79,6 +79,7 @@ class Selection:
             extra = self._refilled(sampler, step, groups, title)
             metrics |= {"groups/refilled": len(extra), "groups/refilled_live": sum(map(self._is_live, extra))}
             groups = [*groups, *extra]
+            metrics["groups/refill_short"] = max(0, config.prompts_per_step - sum(map(self._is_live, groups)))
         if config.retire_at is not None:
             resting = self.posterior.resting(step + 2)
             metrics |= {"problems/retired": resting, "problems/replaced": replaced, "problems/exhausted": exhausted}
