@@ -19,6 +19,7 @@ from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import RlStage
+from motet.engine import transformers
 from motet.engine.transformers import TransformersEngine
 from motet.insight.report import terminal_summary
 from motet.rl.alarms import RULES
@@ -120,6 +121,38 @@ def test_a_verifier_that_always_fails_is_dead_though_it_was_never_alive(
 ) -> None:
     ran = run(recipe_of(recipe, model, "impossible", steps=2), tmp_path / "run")
     assert "the verifier is dead or wrong" in ran.of("no_signal").causes[0].text
+
+
+def test_groups_with_a_signal_whose_sequences_are_all_left_out_are_no_signal_though_nothing_else_is_wrong(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine tells log-probabilities that are 0.2 too low: a weight of e^0.2 = 1.22 a token, beyond 1.1."""
+    drawn = transformers.draw
+
+    def lower(*given: Any) -> Any:
+        tokens, logprobs = drawn(*given)
+        return tokens, logprobs - 0.2
+
+    monkeypatch.setattr(transformers, "draw", lower)
+    ran = run(recipe_of(recipe, model, "coin", steps=2), tmp_path / "run")
+    assert [row["inner_steps"] for row in micro.metrics(ran.folder, "rl")] == [0, 0]
+    alarm = ran.of("no_signal")
+    assert "no gradient step was taken (median), with" in alarm.seen
+    assert "sequences are left out of the loss" in alarm.causes[0].text
+    assert alarm.causes[0].evidence == "100 % of the sequences are out"
+    assert changed(ran, "no_signal") == "stage.rl.algorithm.correction.sequence_bound = 1.2   # now 1.1"
+
+
+def test_a_gradient_near_zero_is_no_signal_though_the_groups_are_live(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    algorithm = {"correction": {"on": True, "token_cap": 1e-8}}
+    ran = run(recipe_of(recipe, model, "coin", steps=2, algorithm=algorithm), tmp_path / "run")
+    assert all(0.0 < row["optim/grad_norm"] < 1e-5 for row in micro.metrics(ran.folder, "rl"))
+    alarm = ran.of("no_signal")
+    assert "the gradient norm was" in alarm.seen and "of the groups live" in alarm.seen
+    assert "truncated to next to nothing" in alarm.causes[0].text
+    assert changed(ran, "no_signal") == "stage.rl.algorithm.correction.token_cap = 2.0   # now 1e-08"
 
 
 # ---- a learning rate of 0.3: everything breaks at once
