@@ -287,6 +287,8 @@ def test_an_alarm_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
         ({"acknowledged": ["nonsense@3"]}, "is not RULE@STEP"),
         ({"importance_low": 3.0}, "must be below importance_high"),
         ({"actions": {"nonsense": "note"}}, "no_signal"),
+        ({"actions": {"memory": "off"}}, "out of memory always ends the run"),
+        ({"acknowledged": ["memory@3"]}, "it takes no action and no acknowledgement"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, Any], problem: str) -> None:

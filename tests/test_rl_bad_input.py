@@ -159,6 +159,36 @@ def test_a_domain_without_a_problem_is_refused_by_name(recipe: Path, model: Path
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            {"domain_rewards": {"maths": {"incorrect": -1.0}}},
+            r"stage\.rl\.domain_rewards: there is no 'maths'; did you",
+        ),
+        (
+            {"algorithm": {"domain_weights": {"code": 2.0}}},
+            r"stage\.rl\.algorithm\.domain_weights: there is no 'code'; kn",
+        ),
+    ],
+)
+def test_a_setting_of_a_domain_that_no_problem_has_is_refused_by_name(
+    recipe: Path, model: Path, tmp_path: Path, setting: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem + ".* it must be a domain of the stage's problems"):
+        run(recipe_of(recipe, model, **setting), tmp_path / "run")
+
+
+def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anything_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    changes = (f"model={{path='{model}', device='cpu'}}", "stages=['filter']")
+    chosen = micro.recipe(recipe, *changes, "stage.filter.bands={maths={alpha=0.2, beta=0.4}}")
+    with pytest.raises(UserError, match=r"stage\.filter\.bands: there is no 'maths'; did you mean 'math'\?"):
+        pipeline.run(chosen, tmp_path / "run", console=False)
+    assert not list((tmp_path / "run" / "filter").glob("*.jsonl"))
+
+
 def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path, model: Path, tmp_path: Path) -> None:
     rows = [{"id": f"n{n}", "prompt": "Say " + "9 " * 30 + str(n), "answer": n} for n in range(10, 40)]
     file = tmp_path / "long.jsonl"
