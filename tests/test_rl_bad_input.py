@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,27 @@ def test_an_engine_that_dies_is_a_clear_error_and_the_same_command_loses_no_roll
         run(chosen, tmp_path / "run")
     journal = tmp_path / "run" / "rl" / "rollouts" / "step-00003.part.jsonl"
     assert len(list(jsonl.read(journal))) > 0
+    run(chosen, tmp_path / "run")
+    assert same_as(whole, tmp_path / "run")
+
+
+def test_a_log_probability_that_is_no_number_stops_the_run_and_loses_no_rollout(
+    recipe: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = TransformersEngine._decode, list[int]()
+
+    def breaks(self: Any, members: list[int], requests: Any, sampling: Any) -> Iterator[Any]:
+        calls.append(1)
+        for place, (index, found) in enumerate(decode(self, members, requests, sampling)):
+            if len(calls) == 2 and place == 6:
+                found = replace(found, logprobs=(found.logprobs[0], math.nan, *found.logprobs[2:]))
+            yield index, found
+
+    monkeypatch.setattr(TransformersEngine, "_decode", breaks)
+    chosen = recipe_of(recipe, model, steps=4, checkpoint_every=1)
+    told = r"the engine told nan as the log-probability of token 2 of \d+, for the problem 'n\d+', with weights of "
+    with pytest.raises(UserError, match=told + "version 4: its weights or kernels are broken"):
+        run(chosen, tmp_path / "run")
     run(chosen, tmp_path / "run")
     assert same_as(whole, tmp_path / "run")
 

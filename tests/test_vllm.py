@@ -28,6 +28,7 @@ from motet.engine.again import Remembered
 from motet.engine.arrival import Ledger, compare
 from motet.engine.protocol import Request, SamplingParams
 from motet.engine.transformers import TransformersEngine
+from motet.engine.vllm_http import Trouble
 from motet.engine.vllm_process import Process
 from motet.engine.vllm_server import ServedVllm
 from motet.engine.vllm_transfer import buckets
@@ -364,6 +365,16 @@ def test_an_answer_that_a_shutdown_cut_is_asked_again(servers: Any, engine_of: A
     asked = requests(6)
     assert tokens(dict(engine.generate(asked, SAMPLING))) == answers(asked)
     assert len(server.bodies) == 8
+
+
+def test_an_answer_that_lacks_a_log_probability_is_no_answer(
+    servers: Any, engine_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = engine_of([servers().url]).servers[0]
+    reply = {"token_ids": [5, 1], "logprobs": {"token_logprobs": [None, -0.5]}, "finish_reason": "stop"}
+    monkeypatch.setattr(server, "post", lambda *_: {"choices": [reply]})
+    with pytest.raises(Trouble, match=r"not a completion with token ids: .*None, -0.5"):
+        server.complete({})
 
 
 def test_a_server_that_always_fails_is_given_up_after_the_retries(servers: Any, engine_of: Any) -> None:
