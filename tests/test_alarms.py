@@ -23,7 +23,9 @@ from motet.engine import transformers
 from motet.engine.transformers import TransformersEngine
 from motet.insight.report import terminal_summary
 from motet.rl.alarms import RULES
-from motet.train import memory
+from motet.stages.context import Context
+from motet.stages.probe import Probe
+from motet.train import learner, memory
 from motet.train.learner import Learner
 
 HOT: dict[str, Any] = {"schedule": "constant", "warmup_steps": 0}
@@ -404,6 +406,9 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
         ("steps", Learner, "_score", "stage.rl.micro_batch_tokens = "),
         ("optimizer step", torch.optim.AdamW, "step", 'model.dtype = "bfloat16"   # now "float32"'),
         ("load", TransformersEngine, "load", "engine.bucket_mebibytes = 256   # now 512"),
+        ("probe", Probe, "_measure", "engine.batch_size = 64   # now 128"),
+        ("reference", Learner, "logprobs", "stage.rl.micro_batch_tokens = "),
+        ("export", learner, "write_model", "stage.rl.lora = { rank = 16 }   # now unset"),
     ],
 )
 def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
@@ -423,6 +428,8 @@ def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
 
     monkeypatch.setattr(owner, name, fails)
     chosen = recipe_of(recipe, model, steps=2)
+    if phase in ("probe", "reference"):
+        chosen = recipe_of(recipe, model, steps=2, probe_every=1, algorithm={"kl": 0.1})
     if phase == "anchor":  # in float32 the embedded engine's log-probabilities are the anchor's
         chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"dtype": "bfloat16"})})
     with pytest.raises(UserError) as caught:
@@ -431,10 +438,49 @@ def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
     assert f"out of memory in the phase {phase}" in text and "2.00 GiB were asked for" in text
     assert "The largest live tensor: lost in tests/test_alarms.py [64000000] float32, 0.24 GiB" in text
     assert line in text
-    if phase in ("steps", "anchor"):
+    if phase in ("steps", "anchor", "reference"):
         assert "on a row of" in text and "chunks of" in text
     if phase == "sample":
         assert "sampling 16 completions after prompts of up to" in text
+    (event,) = alarm_runs.read(tmp_path / "run").events
+    assert event["alarm"]["rule"] == "memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        (
+            "Free memory on device cuda:0 (20.1/79.2 GiB) on startup is less than desired GPU memory utilization (0.5, "
+            "39.6 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+            ("engine.sleep = 1   # now 0", "engine.memory_share = 0.35   # now 0.5"),
+        ),
+        (
+            "To serve at least one request with the models's max seq len (65536), (7.00 GiB KV cache is needed, which "
+            "is larger than the available KV cache memory (3.11 GiB). Try increasing `gpu_memory_utilization` ...",
+            ("engine.memory_share = 0.7   # now 0.5", "engine.context = 32   # now unset"),
+        ),
+        (
+            "the vLLM server ended while it started. Its last lines, in /tmp/server.log:\n  loading\n  torch."
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 96.00 MiB.\n  exit",
+            ("engine.sleep = 1   # now 0", "engine.memory_share = 0.35   # now 0.5"),
+        ),
+    ],
+    ids=["beside the learner", "no cache", "in a server"],
+)  # fmt: skip
+def test_memory_that_vllm_lacks_is_told_as_vllm_said_it_with_the_line_to_change(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, lines: tuple[str, ...]
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ValueError(said)
+
+    monkeypatch.setattr(Context, "_engine", fails)
+    chosen = recipe_of(recipe, model, steps=2)
+    chosen = chosen.model_copy(update={"engine": chosen.engine.model_copy(update={"kind": "vllm"})})
+    with pytest.raises(UserError, match="out of memory in the phase start of the engine") as caught:
+        run(chosen, tmp_path / "run")
+    told = next(line.strip() for line in said.splitlines() if "memory" in line)
+    assert f'The engine said: "{told[:300]}"' in str(caught.value)
+    assert all(line in str(caught.value) for line in lines)
     (event,) = alarm_runs.read(tmp_path / "run").events
     assert event["alarm"]["rule"] == "memory"
 
@@ -463,6 +509,9 @@ def test_after_memory_ran_out_the_same_command_goes_on(
 def test_errors_of_the_hosts_memory_count_and_others_do_not() -> None:
     assert memory.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
     assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    assert not memory.is_out_of_memory(UserError("stage.rl: no memory of it"))
 
 
 # ---- the table
