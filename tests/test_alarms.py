@@ -157,6 +157,21 @@ def test_a_gradient_near_zero_is_no_signal_though_the_groups_are_live(
     assert changed(ran, "no_signal") == "stage.rl.algorithm.correction.token_cap = 2.0   # now 1e-08"
 
 
+def test_a_verifier_that_is_dead_in_one_of_two_domains_is_named_with_its_domain(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    tree = recipe_of(recipe, model, "impossible", steps=2, prompts_per_step=32, group_size=4).model_dump(mode="json")
+    numbers = tree["problems"]["numbers"]
+    tree["problems"] = {"dead": {**numbers, "domain": "dead"}, "numbers": {**numbers, "verifier": None, "domain": None}}
+    tree["stage"]["rl"]["problems"] = [{"problems": "dead"}, {"problems": "numbers"}]
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    row = micro.metrics(ran.folder, "rl")[-1]
+    assert row["groups/live_share/dead"] == 0.0 and row["groups/live_share"] > 0.1 and row["rollout/count/dead"] == 64
+    alarm = ran.of("no_signal")
+    assert alarm.seen.startswith("of dead alone: in steps 1 to 2 0 % of the groups had a signal")
+    assert "the verifier is dead or wrong" in alarm.causes[0].text
+
+
 # ---- a learning rate of 0.3: everything breaks at once
 
 

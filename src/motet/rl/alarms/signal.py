@@ -43,9 +43,7 @@ def no_signal(h: History) -> Alarm | None:
 
 def _easy(h: History) -> Cause:
     share = h.mean("groups/all_correct_share") or 0.0
-    change = [
-        f"stage.{name}.band.beta = 0.6   # and filter again: motet run RECIPE --from {name}" for name in h.filters()
-    ]
+    change = _other_bands(h, "beta", 0.6)
     change += [h.line("retire_at", 0.9)] if h.config.retire_at is None else []
     change += [h.line("refill", 1.0)] if not h.config.refill else []
     doubt = _always_right(h)
@@ -57,9 +55,7 @@ def _easy(h: History) -> Cause:
 
 def _hard(h: History) -> Cause:
     share = h.mean("groups/all_wrong_share") or 0.0
-    change = [
-        f"stage.{name}.band.alpha = 0.3   # and filter again: motet run RECIPE --from {name}" for name in h.filters()
-    ]
+    change = _other_bands(h, "alpha", 0.3)
     change += [h.line("group_size", 2 * h.config.group_size)]
     change += [h.line("refill", 1.0)] if not h.config.refill else []
     answered = 1.0 - _unanswered(h)
@@ -67,6 +63,13 @@ def _hard(h: History) -> Cause:
         "the problems are too hard for the present weights", f"{percent(share)} of the groups are all wrong",
         share * answered * (1.0 - _dead_weight(h)), tuple(change),
     )  # fmt: skip
+
+
+def _other_bands(h: History, end: str, value: float) -> list[str]:
+    """Of the domain alone, where it is its own figures that are looked at."""
+    bands = f"bands.{h.domain}" if h.domain else "band"
+    return [f"stage.{name}.{bands}.{end} = {value}   # and filter again: motet run RECIPE --from {name}"
+            for name in h.filters()]  # fmt: skip
 
 
 def _dead(h: History) -> Cause:
