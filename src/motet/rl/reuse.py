@@ -10,7 +10,7 @@ import torch
 from motet.base.recipe import Algorithm, Correction, RlStage
 from motet.base.run import Timers, log
 from motet.data.pack import Batch, Sample, pack
-from motet.rl.aggregation import domain_shares, weighted
+from motet.rl.aggregation import dealt, domain_shares, weighted
 from motet.rl.correction import Weighed, figures, weigh, weigh_anything
 from motet.rl.experience import minibatches
 from motet.rl.objectives import PolicyLoss, policy_loss
@@ -36,7 +36,8 @@ def learn(
     are of the learner's present weights; between others the engine's arithmetic cannot be compared.
     """
     algorithm, temperature = config.algorithm, config.sampling.temperature
-    parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in minibatches(live, algorithm.minibatches)]
+    dealt_out = minibatches(dealt(live, algorithm), algorithm.minibatches)
+    parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in dealt_out]
     packed = [
         pack(part, config.micro_batch_tokens, learner.device, learner.rows, learner.shares_prompts) for part in parts
     ]
@@ -56,9 +57,10 @@ def learn(
         for batches, part in zip(packed[1:], anchors[1:], strict=True)
     ]
     metrics |= figures([found for part in weights for found in part])
+    corrected = [[found.batch for found in part] for part in weights]
+    shares = domain_shares(parts, corrected)
     with time("train"):
-        metrics |= _steps(learner, [[found.batch for found in part] for part in weights], anchors, config, opening)
-    shares = domain_shares([sample for part in parts for sample in part])
+        metrics |= _steps(learner, corrected, anchors, config, opening)
     if len(shares) > 1:
         metrics |= {f"loss/share/{domain}": share for domain, share in shares.items()}
     return metrics | {"tokens/scored": sum(b.num_scored for batches in packed for b in batches)}

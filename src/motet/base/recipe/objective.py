@@ -93,7 +93,7 @@ class Algorithm(Part):
     """With "domains": weight of each domain's mean; 1 for those not named."""
     most_of_a_domain: Fraction = 1.0
     """Largest share of a step's weighted tokens that one of several domains may have; beyond it its tokens weigh less
-    and the others' more."""
+    and the others' more. Below 1, minibatches are dealt out by domain, so that each has some of every one."""
     passes: PositiveInt = 1
     """How often each sampled batch is gone through."""
     minibatches: PositiveInt = 4
