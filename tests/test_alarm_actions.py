@@ -259,6 +259,18 @@ def test_truncated_rollouts_of_one_domain_are_seen_though_they_are_few_in_the_wh
     assert alarm.seen == "of code alone: cut at 16 tokens: 0 % of the rollouts at first, 50 % in steps 3 to 4."
 
 
+def test_a_slow_engine_that_failed_and_was_brought_back_is_told_by_it(history: Recipe) -> None:
+    monitor, raised = Monitor(history, "rl"), list[Any]()
+    for step in range(1, 5):
+        slow = step > 2
+        given = {**row(step, 0.9), "time/generate": 8.0, "time/step": 10.0, "engine/failures": float(slow)}
+        raised += monitor.see({**given, "tokens/sampled_per_second": 40.0 if slow else 100.0}).raised
+    (alarm,) = raised
+    assert alarm.id == "slow_engine@4" and "the engine was restarted" in alarm.causes[0].text
+    assert alarm.causes[0].evidence == "it failed and was brought back 2 times in steps 3 to 4"
+    assert alarm.causes[0].change == ("engine.timeout_seconds = 1200.0   # now 600.0",)
+
+
 def test_rollouts_that_are_batches_old_are_stale_and_one_batch_of_overlap_is_not(history: Recipe) -> None:
     for age, ids in ((4.0, []), (12.0, ["stale@2"])):  # in versions: a batch is for four steps
         monitor = Monitor(history, "rl")

@@ -331,7 +331,7 @@ def test_a_server_killed_in_the_middle_is_started_anew_with_its_weights_and_lose
             os.killpg(server.process.pid, signal.SIGKILL)
     assert sorted(index for index, _ in pairs) == list(range(40))  # none lost, none twice
     assert tokens(dict(pairs)) == answers(asked) and {c.version for _, c in pairs} == {3}
-    assert server.lives == 2 and server.describe() == before  # the same weights, too
+    assert engine.mended == server.lives == 2 and server.describe() == before  # the same weights, too
 
 
 def test_a_server_that_died_between_two_steps_is_back_for_the_next_load(engine_of: Any, model_folder: Path) -> None:

@@ -16,6 +16,7 @@ from motet.base.recipe import RlStage
 from motet.base.records import Group, Problem, decode_group, seed_of
 from motet.base.run import log
 from motet.data.mix import Mixture
+from motet.engine.protocol import Engine, Mended
 from motet.rl.advantages import has_signal
 from motet.rl.experience import rewards_of
 from motet.rl.posterior import Posterior
@@ -43,6 +44,7 @@ class Selection:
         self._before: tuple[int, list[dict[str, Any]]] = -1, []
         """(steps, the posterior's rows after them) when the batch that is known last was drawn."""
         self._calibration = Calibration(name, config, context, attempt)
+        self._mended = 0
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
@@ -87,7 +89,14 @@ class Selection:
             resting = self.posterior.resting(step + 2)
             metrics |= {"problems/retired": resting, "problems/replaced": replaced, "problems/exhausted": exhausted}
         known = {"problems/known": len(self._part_of), "problems/rate_mean": self.posterior.rate_mean()}
-        return groups, metrics | known
+        return groups, metrics | known | self._failures(sampler.engine)
+
+    def _failures(self, engine: Engine) -> dict[str, float]:
+        """engine/failures: how often the engine failed and was brought back since the step before."""
+        if not isinstance(engine, Mended):
+            return {}
+        before, self._mended = self._mended, engine.mended
+        return {"engine/failures": float(self._mended - before)}
 
     def _drawn(self, step: int) -> tuple[list[Problem], int, int]:
         """(problems, how many stand for resting ones, how many rest and had no stand-in in their part)."""

@@ -193,6 +193,7 @@ def toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         text = f"{value:.3g}"
+        text = f"{float(text):.1f}" if "e+" in text and abs(value) < 1e6 else text
         return text if "." in text or "e" in text else text + ".0"
     if isinstance(value, str):
         return f'"{value}"'
