@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 
-from motet.base.recipe import Algorithm
+from motet.base.recipe import Algorithm, Correction
 from motet.data.pack import Sample, pack
 from motet.rl.advantages import advantages, centred, leave_one_out
-from motet.rl.aggregation import capped, domain_shares, weighted
+from motet.rl.aggregation import capped, dealt, domain_shares, weighted
+from motet.rl.correction import weigh
+from motet.rl.experience import minibatches
 
 
 def sample(length: int, domain: str = "a", tokens: int = 9) -> Sample:
@@ -59,10 +63,28 @@ def test_no_domain_takes_more_than_its_share_of_the_gradient_tokens() -> None:
     samples = [sample(7, "a"), sample(2, "b"), sample(1, "c")]
     algorithm = Algorithm(aggregation="tokens", most_of_a_domain=0.5)
     found = weighted(samples, algorithm, 8)
-    assert domain_shares(found) == pytest.approx({"a": 0.5, "b": 1 / 3, "c": 1 / 6})
+    assert domain_shares([found], [pack(found, 99)]) == pytest.approx({"a": 0.5, "b": 1 / 3, "c": 1 / 6})
     assert sum(s.weight * n for s, n in zip(found, (7, 2, 1), strict=True)) == pytest.approx(10.0)
     assert weights(samples, aggregation="tokens", most_of_a_domain=0.7) == [1.0, 1.0, 1.0]
     assert weights([sample(7)], aggregation="tokens", most_of_a_domain=0.5) == [1.0]
+
+
+def test_with_a_bound_on_a_domains_share_each_minibatch_has_some_of_every_domain() -> None:
+    """Two domains that take turns: dealt out as they come, each of two minibatches would have one of them alone."""
+    live = [[sample(2, domain), sample(2, domain)] for domain in "abababab"]
+    plain, bounded = Algorithm(minibatches=2), Algorithm(minibatches=2, most_of_a_domain=0.5)
+    domains = [[s.domain for s in part] for part in minibatches(dealt(live, plain), 2)]
+    assert domains == [["a"] * 8, ["b"] * 8]
+    assert all(sorted(s.domain for s in part) == list("aaaabbbb") for part in minibatches(dealt(live, bounded), 2))
+
+
+def test_a_domains_share_is_what_the_correction_leaves_of_it() -> None:
+    """Equal lengths. The sequence of a, two nats a token away from its engine, is out; b's tokens weigh 1."""
+    pair = [replace(sample(2, "a"), logprobs=(-3.0, -3.0)), replace(sample(2, "b"), logprobs=(-1.0, -1.0))]
+    (batch,) = pack(pair, 99)
+    assert domain_shares([pair], [[batch]]) == {"a": 0.5, "b": 0.5}
+    anchor_N = torch.full((4,), -1.0)
+    assert domain_shares([pair], [[weigh(batch, anchor_N, Correction()).batch]]) == {"a": 0.0, "b": 1.0}
 
 
 def test_capped_shares_add_up_to_one_and_none_is_above_the_cap() -> None:

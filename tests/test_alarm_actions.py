@@ -23,7 +23,7 @@ from motet.rl.alarms.heldout import not_generalising
 from motet.rl.alarms.monitor import Monitor
 from motet.rl.alarms.record import ranked, toml, written
 from motet.rl.rollouts import Sampler
-from motet.rl.telltales import holds, repetition, speeds, telltales
+from motet.rl.telltales import holds, repeated, repetition, speeds, telltales
 from motet.stages import alarmed
 from motet.stages.probe import evaluated_before
 
@@ -225,6 +225,52 @@ def test_a_trained_domain_that_falls_is_seen_where_nothing_is_held_out(history: 
     assert alarm.causes[0].change == ("stage.rl.algorithm.domain_weights = { code = 2.0 }   # now {}",)
 
 
+@pytest.mark.parametrize(("count", "ids"), [(64.0, ["no_signal@2"]), (56.0, [])])
+def test_one_of_two_domains_without_a_signal_is_seen_where_its_groups_are_enough(
+    history: Recipe, count: float, ids: list[str]
+) -> None:
+    """Half of all groups are live. In two steps 64 rollouts in groups of 4 are 32 groups, and 56 are 28: too few."""
+    given = {
+        **row(1, 0.45), "groups/live_share/math": 0.9, "groups/live_share/code": 0.0, "pass/math": 1.0,
+        "pass/code": 0.0, "rollout/count": 2 * count, "rollout/count/math": count, "rollout/count/code": count,
+        "groups/all_wrong_share": 0.5, "groups/all_wrong_share/math": 0.0, "groups/all_wrong_share/code": 1.0,
+    }  # fmt: skip
+    monitor = Monitor(history, "rl")
+    raised = [alarm for step in (1, 2, 3) for alarm in monitor.see({**given, "step": step}).raised]
+    assert [alarm.id for alarm in raised] == ids
+    for alarm in raised:
+        told = "of code alone: in steps 1 to 2 0 % of the groups had a signal (median); 0 % of the rollouts passed."
+        assert alarm.seen == told and "too hard" in alarm.causes[0].text
+        line = "stage.filter.bands.code.alpha = 0.3   # and filter again: motet run RECIPE --from filter"
+        assert alarm.causes[0].change[0] == line
+
+
+def test_truncated_rollouts_of_one_domain_are_seen_though_they_are_few_in_the_whole(history: Recipe) -> None:
+    monitor, raised = Monitor(history, "rl"), list[Any]()
+    for step in range(1, 5):
+        cut = 0.5 if step > 2 else 0.0
+        shares = {"": cut / 4, "/code": cut, "/math": 0.0}
+        given = {**row(step, 0.9), "pass/math": 0.5, "pass/code": 0.5, "rollout/count": 256.0}
+        given |= {"rollout/count/code": 64.0, "rollout/count/math": 192.0}
+        given |= {f"rollout/truncated_share{where}": share for where, share in shares.items()}
+        raised += monitor.see(given).raised
+    (alarm,) = raised
+    assert alarm.id == "truncated@4"
+    assert alarm.seen == "of code alone: cut at 16 tokens: 0 % of the rollouts at first, 50 % in steps 3 to 4."
+
+
+def test_a_slow_engine_that_failed_and_was_brought_back_is_told_by_it(history: Recipe) -> None:
+    monitor, raised = Monitor(history, "rl"), list[Any]()
+    for step in range(1, 5):
+        slow = step > 2
+        given = {**row(step, 0.9), "time/generate": 8.0, "time/step": 10.0, "engine/failures": float(slow)}
+        raised += monitor.see({**given, "tokens/sampled_per_second": 40.0 if slow else 100.0}).raised
+    (alarm,) = raised
+    assert alarm.id == "slow_engine@4" and "the engine was restarted" in alarm.causes[0].text
+    assert alarm.causes[0].evidence == "it failed and was brought back 2 times in steps 3 to 4"
+    assert alarm.causes[0].change == ("engine.timeout_seconds = 1200.0   # now 600.0",)
+
+
 def test_rollouts_that_are_batches_old_are_stale_and_one_batch_of_overlap_is_not(history: Recipe) -> None:
     for age, ids in ((4.0, []), (12.0, ["stale@2"])):  # in versions: a batch is for four steps
         monitor = Monitor(history, "rl")
@@ -287,6 +333,8 @@ def test_an_alarm_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
         ({"acknowledged": ["nonsense@3"]}, "is not RULE@STEP"),
         ({"importance_low": 3.0}, "must be below importance_high"),
         ({"actions": {"nonsense": "note"}}, "no_signal"),
+        ({"actions": {"memory": "off"}}, "out of memory always ends the run"),
+        ({"acknowledged": ["memory@3"]}, "it takes no action and no acknowledgement"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, Any], problem: str) -> None:
@@ -334,12 +382,13 @@ def test_the_telltales_of_a_batch_by_hand() -> None:
         completion_of("38", (1, 2), "incorrect", (-3.0, -2.0)),
         completion_of("39", (1, 2), "correct"),
     )
+    assert repeated([Group(problem, rollouts)]) == {"rollout/repetition_share": 0.0}
     assert telltales([Group(problem, rollouts)]) == {
-        "rollout/count": 3.0, "rollout/repetition_share": 0.0, "rollout/entropy": 2.0,
+        "rollout/count": 3.0, "rollout/entropy": 2.0,
         "rollout/wrong_with_reference_share": 0.5, "rollout/right_without_reference_share": 1.0,
     }  # fmt: skip
     other = replace(problem, reference={"n": 37})
-    assert set(telltales([Group(other, rollouts[2:])])) == {"rollout/count", "rollout/repetition_share"}
+    assert set(telltales([Group(other, rollouts[2:])])) == {"rollout/count"}
 
 
 def test_tokens_a_second_are_of_the_sampling_and_of_the_whole_step() -> None:

@@ -19,10 +19,13 @@ from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import RlStage
+from motet.engine import transformers
 from motet.engine.transformers import TransformersEngine
 from motet.insight.report import terminal_summary
 from motet.rl.alarms import RULES
-from motet.train import memory
+from motet.stages.context import Context
+from motet.stages.probe import Probe
+from motet.train import learner, memory
 from motet.train.learner import Learner
 
 HOT: dict[str, Any] = {"schedule": "constant", "warmup_steps": 0}
@@ -69,6 +72,15 @@ def test_a_healthy_run_is_silent(micro_recipe: Path, model: Path, tmp_path: Path
     assert row["tokens/sampled_per_second"] > row["tokens/second"] > 0.0
 
 
+def test_a_healthy_run_whose_batches_overlap_is_silent_too(micro_recipe: Path, model: Path, tmp_path: Path) -> None:
+    """Each batch is of older weights: that is no drift between engine and learner."""
+    settings = {"steps": 8, "prompts_per_step": 8, "overlap": True, "alarms": {"drift": 1e-3}}
+    ran = run(recipe_of(micro_recipe, model, **settings), tmp_path / "run")
+    assert all(row["staleness"] == 1.0 for row in micro.metrics(ran.folder, "rl")[1:])
+    by_the_clock = {"slow_engine", "slow_verifiers"}
+    assert [alarm for alarm in ran.alarms if alarm.rule not in by_the_clock] == []
+
+
 # ---- vanishing gradient: too easy, too hard, a dead verifier, a destroyed policy
 
 
@@ -111,6 +123,53 @@ def test_a_verifier_that_always_fails_is_dead_though_it_was_never_alive(
 ) -> None:
     ran = run(recipe_of(recipe, model, "impossible", steps=2), tmp_path / "run")
     assert "the verifier is dead or wrong" in ran.of("no_signal").causes[0].text
+
+
+def test_groups_with_a_signal_whose_sequences_are_all_left_out_are_no_signal_though_nothing_else_is_wrong(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine tells log-probabilities that are 0.2 too low: a weight of e^0.2 = 1.22 a token, beyond 1.1."""
+    drawn = transformers.draw
+
+    def lower(*given: Any) -> Any:
+        tokens, logprobs = drawn(*given)
+        return tokens, logprobs - 0.2
+
+    monkeypatch.setattr(transformers, "draw", lower)
+    ran = run(recipe_of(recipe, model, "coin", steps=2), tmp_path / "run")
+    assert [row["inner_steps"] for row in micro.metrics(ran.folder, "rl")] == [0, 0]
+    alarm = ran.of("no_signal")
+    assert "no gradient step was taken (median), with" in alarm.seen
+    assert "sequences are left out of the loss" in alarm.causes[0].text
+    assert alarm.causes[0].evidence == "100 % of the sequences are out"
+    assert changed(ran, "no_signal") == "stage.rl.algorithm.correction.sequence_bound = 1.2   # now 1.1"
+
+
+def test_a_gradient_near_zero_is_no_signal_though_the_groups_are_live(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    algorithm = {"correction": {"on": True, "token_cap": 1e-8}}
+    ran = run(recipe_of(recipe, model, "coin", steps=2, algorithm=algorithm), tmp_path / "run")
+    assert all(0.0 < row["optim/grad_norm"] < 1e-5 for row in micro.metrics(ran.folder, "rl"))
+    alarm = ran.of("no_signal")
+    assert "the gradient norm was" in alarm.seen and "of the groups live" in alarm.seen
+    assert "truncated to next to nothing" in alarm.causes[0].text
+    assert changed(ran, "no_signal") == "stage.rl.algorithm.correction.token_cap = 2.0   # now 1e-08"
+
+
+def test_a_verifier_that_is_dead_in_one_of_two_domains_is_named_with_its_domain(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    tree = recipe_of(recipe, model, "impossible", steps=2, prompts_per_step=32, group_size=4).model_dump(mode="json")
+    numbers = tree["problems"]["numbers"]
+    tree["problems"] = {"dead": {**numbers, "domain": "dead"}, "numbers": {**numbers, "verifier": None, "domain": None}}
+    tree["stage"]["rl"]["problems"] = [{"problems": "dead"}, {"problems": "numbers"}]
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    row = micro.metrics(ran.folder, "rl")[-1]
+    assert row["groups/live_share/dead"] == 0.0 and row["groups/live_share"] > 0.1 and row["rollout/count/dead"] == 64
+    alarm = ran.of("no_signal")
+    assert alarm.seen.startswith("of dead alone: in steps 1 to 2 0 % of the groups had a signal")
+    assert "the verifier is dead or wrong" in alarm.causes[0].text
 
 
 # ---- a learning rate of 0.3: everything breaks at once
@@ -362,6 +421,9 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
         ("steps", Learner, "_score", "stage.rl.micro_batch_tokens = "),
         ("optimizer step", torch.optim.AdamW, "step", 'model.dtype = "bfloat16"   # now "float32"'),
         ("load", TransformersEngine, "load", "engine.bucket_mebibytes = 256   # now 512"),
+        ("probe", Probe, "_measure", "engine.batch_size = 64   # now 128"),
+        ("reference", Learner, "logprobs", "stage.rl.micro_batch_tokens = "),
+        ("export", learner, "write_model", "stage.rl.lora = { rank = 16 }   # now unset"),
     ],
 )
 def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
@@ -381,6 +443,8 @@ def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
 
     monkeypatch.setattr(owner, name, fails)
     chosen = recipe_of(recipe, model, steps=2)
+    if phase in ("probe", "reference"):
+        chosen = recipe_of(recipe, model, steps=2, probe_every=1, algorithm={"kl": 0.1})
     if phase == "anchor":  # in float32 the embedded engine's log-probabilities are the anchor's
         chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update={"dtype": "bfloat16"})})
     with pytest.raises(UserError) as caught:
@@ -389,10 +453,49 @@ def test_out_of_memory_names_the_phase_what_was_largest_and_the_line_to_change(
     assert f"out of memory in the phase {phase}" in text and "2.00 GiB were asked for" in text
     assert "The largest live tensor: lost in tests/test_alarms.py [64000000] float32, 0.24 GiB" in text
     assert line in text
-    if phase in ("steps", "anchor"):
+    if phase in ("steps", "anchor", "reference"):
         assert "on a row of" in text and "chunks of" in text
     if phase == "sample":
         assert "sampling 16 completions after prompts of up to" in text
+    (event,) = alarm_runs.read(tmp_path / "run").events
+    assert event["alarm"]["rule"] == "memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        (
+            "Free memory on device cuda:0 (20.1/79.2 GiB) on startup is less than desired GPU memory utilization (0.5, "
+            "39.6 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+            ("engine.sleep = 1   # now 0", "engine.memory_share = 0.35   # now 0.5"),
+        ),
+        (
+            "To serve at least one request with the models's max seq len (65536), (7.00 GiB KV cache is needed, which "
+            "is larger than the available KV cache memory (3.11 GiB). Try increasing `gpu_memory_utilization` ...",
+            ("engine.memory_share = 0.7   # now 0.5", "engine.context = 32   # now unset"),
+        ),
+        (
+            "the vLLM server ended while it started. Its last lines, in /tmp/server.log:\n  loading\n  torch."
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 96.00 MiB.\n  exit",
+            ("engine.sleep = 1   # now 0", "engine.memory_share = 0.35   # now 0.5"),
+        ),
+    ],
+    ids=["beside the learner", "no cache", "in a server"],
+)  # fmt: skip
+def test_memory_that_vllm_lacks_is_told_as_vllm_said_it_with_the_line_to_change(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, lines: tuple[str, ...]
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ValueError(said)
+
+    monkeypatch.setattr(Context, "_engine", fails)
+    chosen = recipe_of(recipe, model, steps=2)
+    chosen = chosen.model_copy(update={"engine": chosen.engine.model_copy(update={"kind": "vllm"})})
+    with pytest.raises(UserError, match="out of memory in the phase start of the engine") as caught:
+        run(chosen, tmp_path / "run")
+    told = next(line.strip() for line in said.splitlines() if "memory" in line)
+    assert f'The engine said: "{told[:300]}"' in str(caught.value)
+    assert all(line in str(caught.value) for line in lines)
     (event,) = alarm_runs.read(tmp_path / "run").events
     assert event["alarm"]["rule"] == "memory"
 
@@ -421,6 +524,9 @@ def test_after_memory_ran_out_the_same_command_goes_on(
 def test_errors_of_the_hosts_memory_count_and_others_do_not() -> None:
     assert memory.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
     assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    assert not memory.is_out_of_memory(UserError("stage.rl: no memory of it"))
 
 
 # ---- the table

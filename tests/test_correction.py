@@ -63,7 +63,10 @@ def test_switched_off_the_correction_reports_what_it_would_do_and_changes_nothin
 def test_tokens_without_a_behaviour_log_probability_weigh_one_and_are_no_evidence() -> None:
     (batch,) = pack([Sample((1, 2, 3), (False, True, True))], 99)
     found = weigh(batch, torch.tensor([-3.0, -0.1]), Correction())
-    assert found.batch.weights_N.tolist() == [1.0, 1.0] and figures([found]) == {}
+    assert found.batch.weights_N.tolist() == [1.0, 1.0] and figures([found]) == {"correction/told_share": 0.0}
+    (told,) = pack([Sample((1, 2, 3, 4), (False, True, True, True), logprobs=(-3.0, -0.1, -2.0))], 99)
+    known = weigh(told, torch.tensor([-3.0, -0.1, -2.0]), Correction())
+    assert figures([found, known])["correction/told_share"] == 3 / 5
 
 
 def test_the_corrected_loss_is_that_of_trl_with_truncated_token_weights() -> None:

@@ -315,8 +315,21 @@ def test_an_entropy_bonus_is_that_of_trl() -> None:
     assert total.item() / batch.num_scored == pytest.approx(wanted, rel=1e-5)
 
 
-def test_settings_without_an_effect_are_refused() -> None:
-    for given in ({"dual_clip": 3.0, "objective": "gspo"}, {"dual_clip": 1.1},
-                  {"domain_weights": {"math": 2.0}, "aggregation": "tokens"}):  # fmt: skip
-        with pytest.raises(ValueError, match=r"dual_clip|domain_weights"):
-            Algorithm.model_validate(given)
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"dual_clip": 3.0, "objective": "gspo"}, 'dual_clip belongs to objective = "clip"; "gspo" does not read it'),
+        ({"dual_clip": 1.1}, "dual_clip .1.1. must be above"),
+        ({"gspo_high": 1e-3}, 'gspo_high belongs to objective = "gspo"; "clip" does not read it: leave it out'),
+        ({"cispo_max": 4.0, "objective": "gspo"}, 'cispo_max belongs to objective = "cispo"'),
+        ({"dppo_low": 0.1}, 'dppo_low belongs to objective = "dppo"'),
+        ({"domain_weights": {"math": 2.0}, "aggregation": "tokens"}, 'domain_weights belongs to aggregation = "domain'),
+        ({"advantage_std": "sample", "advantage": "centred"}, 'belongs to advantage = "group" or advantage = "domain"'),
+        ({"kl_estimator": "k1"}, 'kl_estimator = "k1" has no effect with kl = 0: set kl, or leave it out'),
+    ],
+)
+def test_settings_without_an_effect_are_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Algorithm.model_validate(given)
+    plain = Algorithm()
+    assert Algorithm.model_validate(plain.model_dump()) == plain  # spelled out, a default is none

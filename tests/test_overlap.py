@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time as time_
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,9 @@ def test_each_batch_is_of_the_weights_before_the_last_update_and_the_run_repeats
     assert [row["staleness"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
     assert [row["rollout/staleness_max"] for row in rows] == [0.0, *steps[:3]]
     assert all(row["correction/importance_max"] > 1.0 for row in rows[1:]) and "heldout/pass" in rows[1]
-    assert {"time/sample", "time/generate", "time/train"} <= rows[2].keys()
+    assert {"time/sample", "time/generate", "time/judge", "time/train"} <= rows[2].keys()
+    # of older weights, the engine's log-probabilities say nothing of its arithmetic: no false alarm of drift
+    assert ["engine/logprob_diff_mean" in row for row in rows] == [True, False, False, False]
     again = run(micro_recipe, finished_run, tmp_path / "two", *settings)
     assert micro.same_weights(micro.weights(folder, "rl"), micro.weights(again, "rl"))
     plain = run(micro_recipe, finished_run, tmp_path / "plain", *settings[1:])
@@ -61,7 +64,7 @@ def batches_of(sample: Any, resumed: bool = False) -> Batches:
     config: Any = SimpleNamespace(overlap=True, steps=3, algorithm=algorithm)
     context: Any = SimpleNamespace(world=World())
     selection: Any = SimpleNamespace(sample=sample)
-    sampler: Any = SimpleNamespace(engine=SimpleNamespace(version=7), oldest=None, settle=lambda: None)
+    sampler: Any = SimpleNamespace(engine=SimpleNamespace(version=7), oldest=None, judging=0.0, settle=lambda: None)
     return Batches(selection, sampler, config, context, resumed)
 
 
@@ -79,7 +82,28 @@ def test_the_next_batch_is_sampled_while_the_caller_goes_on() -> None:
         assert groups == [step] and metrics["time/sample"] >= 0.0
         batches.begin(step + 1)
         learnt.set()
-        batches.wait()
+        batches.wait(time)
+
+
+def test_of_what_is_waited_for_the_verdicts_are_counted_as_judging() -> None:
+    """Sampling takes 0.3 s, the last 0.2 of them for verdicts. The learner comes back after 0.2 s and waits for 0.1 s,
+    which are the verdicts'; a learner that waits from the start waits for both."""
+
+    def sample(sampler: Any, step: int) -> Any:
+        time_.sleep(0.3)
+        sampler.judging = 0.2
+        return [step], {}
+
+    batches, first, second = batches_of(sample), Timers(), Timers()
+    with first("generate"):
+        batches.take(0, first)
+    assert first.seconds["judge"] == pytest.approx(0.2) and 0.05 < first.seconds["generate"] < 0.2
+    batches.begin(1)
+    time_.sleep(0.2)
+    with second("generate"):
+        batches.wait(second)
+        batches.take(1, second)
+    assert 0.02 < second.seconds["judge"] <= 0.15 and second.seconds["generate"] < 0.05
 
 
 def test_what_goes_wrong_while_sampling_is_raised_where_the_batch_is_taken() -> None:
@@ -92,7 +116,7 @@ def test_what_goes_wrong_while_sampling_is_raised_where_the_batch_is_taken() -> 
     with time("generate"):
         batches.take(0, time)
     batches.begin(1)
-    batches.wait()
+    batches.wait(time)
     with pytest.raises(UserError, match="the engine is gone"), time("generate"):
         batches.take(1, time)
 

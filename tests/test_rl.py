@@ -164,6 +164,18 @@ def test_the_figures_of_a_batch_count_everything_that_was_sampled() -> None:
     assert metrics["rollout/unjudged"] == 1 and metrics["rollout/tokens_mean"] == metrics["rollout/tokens_max"] == 2
 
 
+def test_each_of_several_domains_has_figures_of_its_own() -> None:
+    _, metrics = build(GROUPS, Rewards(), Algorithm(), 1)
+    assert (metrics["rollout/count/math"], metrics["rollout/count/code"], metrics["rollout/count"]) == (8, 8, 16)
+    assert (metrics["rollout/truncated_share/math"], metrics["rollout/truncated_share/code"]) == (1 / 8, 3 / 8)
+    assert (metrics["rollout/malformed_share/math"], metrics["rollout/malformed_share/code"]) == (0, 1 / 8)
+    assert (metrics["groups/all_wrong_share/math"], metrics["groups/all_wrong_share/code"]) == (0, 0.5)
+    assert (metrics["rollout/unjudged/math"], metrics["tokens/sampled/code"]) == (1, 16)
+    assert metrics["rollout/entropy/math"] == 0.75
+    _, alone = build(GROUPS[:2], Rewards(), Algorithm(), 1)
+    assert "rollout/truncated_share/math" not in alone and alone["pass/math"] == alone["pass/mean"]
+
+
 def test_a_batch_without_any_signal_is_all_counted_and_nothing_of_it_learnt() -> None:
     live, metrics = build(GROUPS[1:3], Rewards(), Algorithm(), 1)
     assert live == [] and metrics["groups/in_loss"] == 0

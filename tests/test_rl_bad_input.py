@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,27 @@ def test_an_engine_that_dies_is_a_clear_error_and_the_same_command_loses_no_roll
     assert same_as(whole, tmp_path / "run")
 
 
+def test_a_log_probability_that_is_no_number_stops_the_run_and_loses_no_rollout(
+    recipe: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = TransformersEngine._decode, list[int]()
+
+    def breaks(self: Any, members: list[int], requests: Any, sampling: Any) -> Iterator[Any]:
+        calls.append(1)
+        for place, (index, found) in enumerate(decode(self, members, requests, sampling)):
+            if len(calls) == 2 and place == 6:
+                found = replace(found, logprobs=(found.logprobs[0], math.nan, *found.logprobs[2:]))
+            yield index, found
+
+    monkeypatch.setattr(TransformersEngine, "_decode", breaks)
+    chosen = recipe_of(recipe, model, steps=4, checkpoint_every=1)
+    told = r"the engine told nan as the log-probability of token 2 of \d+, for the problem 'n\d+', with weights of "
+    with pytest.raises(UserError, match=told + "version 4: its weights or kernels are broken"):
+        run(chosen, tmp_path / "run")
+    run(chosen, tmp_path / "run")
+    assert same_as(whole, tmp_path / "run")
+
+
 # ---- verifiers
 
 
@@ -157,6 +180,36 @@ def test_a_domain_without_a_problem_is_refused_by_name(recipe: Path, model: Path
     tree["stage"]["rl"]["problems"] = [{"problems": "numbers", "domain": "poetry"}]
     with pytest.raises(UserError, match="'numbers' has no training problem in the domain 'poetry'"):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            {"domain_rewards": {"maths": {"incorrect": -1.0}}},
+            r"stage\.rl\.domain_rewards: there is no 'maths'; did you",
+        ),
+        (
+            {"algorithm": {"domain_weights": {"code": 2.0}}},
+            r"stage\.rl\.algorithm\.domain_weights: there is no 'code'; kn",
+        ),
+    ],
+)
+def test_a_setting_of_a_domain_that_no_problem_has_is_refused_by_name(
+    recipe: Path, model: Path, tmp_path: Path, setting: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem + ".* it must be a domain of the stage's problems"):
+        run(recipe_of(recipe, model, **setting), tmp_path / "run")
+
+
+def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anything_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    changes = (f"model={{path='{model}', device='cpu'}}", "stages=['filter']")
+    chosen = micro.recipe(recipe, *changes, "stage.filter.bands={maths={alpha=0.2, beta=0.4}}")
+    with pytest.raises(UserError, match=r"stage\.filter\.bands: there is no 'maths'; did you mean 'math'\?"):
+        pipeline.run(chosen, tmp_path / "run", console=False)
+    assert not list((tmp_path / "run" / "filter").glob("*.jsonl"))
 
 
 def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path, model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,8 @@ def test_the_mean_rate_is_the_same_in_the_order_of_sampling_and_of_the_table_on_
 class ScriptedSampler:
     """Stands for engine and verifiers: `right(problem id, call)` of each group's four rollouts are correct."""
 
+    engine: Any = None
+
     def __init__(self, right: Callable[[str, int], int]) -> None:
         self.right = right
         self.calls: list[list[str]] = []
@@ -173,6 +176,18 @@ def test_without_a_threshold_a_step_draws_what_the_mixture_draws(make_curriculum
     assert set(metrics[0]) == {"problems/known", "problems/rate_mean"}
 
 
+def test_an_engine_that_failed_and_was_brought_back_is_counted_in_its_step(
+    make_curriculum: Callable[..., Selection],
+) -> None:
+    sampler: Any = ScriptedSampler(lambda *_: 2)
+    sampler.engine = SimpleNamespace(mended=0)
+    selection, found = make_curriculum(), list[float]()
+    for mended in (0, 2, 2, 3):
+        sampler.engine.mended = mended
+        found.append(selection.sample(sampler, len(found))[1]["engine/failures"])
+    assert found == [0.0, 2.0, 0.0, 1.0]
+
+
 def test_groups_without_a_signal_are_refilled_until_the_batch_is_whole(
     make_curriculum: Callable[..., Selection],
 ) -> None:
@@ -180,7 +195,7 @@ def test_groups_without_a_signal_are_refilled_until_the_batch_is_whole(
     groups, metrics = make_curriculum(refill=2.0).sample(sampler, 0)
     assert [len(names) for names in sampler.calls] == [4, 4]
     assert (len(groups), metrics["groups/refilled"], metrics["groups/refilled_live"]) == (8, 4, 4)
-    assert len({g.problem.id for g in groups}) == 8
+    assert len({g.problem.id for g in groups}) == 8 and metrics["groups/refill_short"] == 0
 
 
 def test_the_budget_of_a_refill_ends_and_the_step_goes_on(
@@ -191,7 +206,7 @@ def test_the_budget_of_a_refill_ends_and_the_step_goes_on(
     log.propagate = True
     with caplog.at_level("INFO", logger=log.name):
         groups, metrics = selection.sample(sampler, 0)
-    assert len(groups) <= 4 + 6 and metrics["groups/refilled_live"] == 0
+    assert len(groups) <= 4 + 6 and metrics["groups/refilled_live"] == 0 and metrics["groups/refill_short"] == 4
     assert sum(map(len, sampler.calls[1:])) == metrics["groups/refilled"] > 0
     assert "0 of 4 groups have a signal; the budget of refill is used up" in caplog.text
 

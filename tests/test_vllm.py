@@ -28,6 +28,7 @@ from motet.engine.again import Remembered
 from motet.engine.arrival import Ledger, compare
 from motet.engine.protocol import Request, SamplingParams
 from motet.engine.transformers import TransformersEngine
+from motet.engine.vllm_http import Trouble
 from motet.engine.vllm_process import Process
 from motet.engine.vllm_server import ServedVllm
 from motet.engine.vllm_transfer import buckets
@@ -330,7 +331,7 @@ def test_a_server_killed_in_the_middle_is_started_anew_with_its_weights_and_lose
             os.killpg(server.process.pid, signal.SIGKILL)
     assert sorted(index for index, _ in pairs) == list(range(40))  # none lost, none twice
     assert tokens(dict(pairs)) == answers(asked) and {c.version for _, c in pairs} == {3}
-    assert server.lives == 2 and server.describe() == before  # the same weights, too
+    assert engine.mended == server.lives == 2 and server.describe() == before  # the same weights, too
 
 
 def test_a_server_that_died_between_two_steps_is_back_for_the_next_load(engine_of: Any, model_folder: Path) -> None:
@@ -364,6 +365,16 @@ def test_an_answer_that_a_shutdown_cut_is_asked_again(servers: Any, engine_of: A
     asked = requests(6)
     assert tokens(dict(engine.generate(asked, SAMPLING))) == answers(asked)
     assert len(server.bodies) == 8
+
+
+def test_an_answer_that_lacks_a_log_probability_is_no_answer(
+    servers: Any, engine_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = engine_of([servers().url]).servers[0]
+    reply = {"token_ids": [5, 1], "logprobs": {"token_logprobs": [None, -0.5]}, "finish_reason": "stop"}
+    monkeypatch.setattr(server, "post", lambda *_: {"choices": [reply]})
+    with pytest.raises(Trouble, match=r"not a completion with token ids: .*None, -0.5"):
+        server.complete({})
 
 
 def test_a_server_that_always_fails_is_given_up_after_the_retries(servers: Any, engine_of: Any) -> None:

@@ -64,6 +64,15 @@ class InWaves(Protocol):
 
 
 @runtime_checkable
+class Mended(Protocol):
+    """An engine that is brought back when it fails, and asked again for what it had not answered."""
+
+    @property
+    def mended(self) -> int:
+        """How often it was, by this process; servers that were given up included."""
+
+
+@runtime_checkable
 class Recorded(Protocol):
     """An engine whose replies are paid for: it keeps them on disk and never asks for one again."""
 

@@ -70,6 +70,11 @@ class Vllm(ABC):
         """The weights that were loaded last, once more; None where they cannot be had again."""
         self._expected: dict[str, str] = {}
 
+    @property
+    def mended(self) -> int:
+        """As `protocol.Mended` says; vLLM in this process fails with it."""
+        return 0
+
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
         if not requests:
             return
@@ -262,6 +267,10 @@ class Lent:
     @property
     def version(self) -> int:
         return self.engine.version
+
+    @property
+    def mended(self) -> int:
+        return self.engine.mended
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
         return self.engine.generate(requests, sampling)

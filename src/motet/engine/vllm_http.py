@@ -95,13 +95,13 @@ class Server:
         try:
             choice = reply["choices"][0]
             tokens = [int(token) for token in choice["token_ids"]]
-            scored = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            scored = [float(value) for value in (choice.get("logprobs") or {}).get("token_logprobs") or []]
             finish = choice["finish_reason"]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise Trouble(f"not a completion with token ids: {str(reply)[:200]}") from error
         if finish not in ("stop", "length") or (scored and len(scored) != len(tokens)):  # "abort": cut by a shutdown
             raise Trouble(f"a completion of {len(tokens)} tokens ended with {finish!r}")
-        return tokens, [float(value) for value in scored], finish
+        return tokens, scored, finish
 
     def healthy(self) -> bool:
         import httpx

@@ -76,6 +76,10 @@ class ServedVllm(Vllm):
             self.close()
             raise
 
+    @property
+    def mended(self) -> int:
+        return sum(server.lives for server in self.servers)
+
     def close(self) -> None:
         for server in self.servers:
             server.close()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from motet.base.recipe import Algorithm
-from motet.data.pack import Sample
+from motet.data.pack import Batch, Sample
 
 
 def weighted(samples: Sequence[Sample], algorithm: Algorithm, longest: int) -> list[Sample]:
@@ -37,11 +37,26 @@ def weighted(samples: Sequence[Sample], algorithm: Algorithm, longest: int) -> l
     return [sample if w == 1.0 else replace(sample, weight=w) for sample, w in zip(samples, weights, strict=True)]
 
 
-def domain_shares(samples: Sequence[Sample]) -> dict[str, float]:
-    """Each domain's share of the weighted tokens: what part of the gradient is its own."""
-    found = _by_domain(samples, [s.weight * _scored(s) for s in samples])
+def domain_shares(parts: Sequence[Sequence[Sample]], packed: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Each domain's share of the weighted tokens of all minibatches, as they are learnt from, those that
+    `rl/correction.py` has left out or weighed included: what part of the gradient is its own."""
+    found = {sample.domain: 0.0 for part in parts for sample in part}
+    if len(found) == 1:  # nothing to fetch from a GPU
+        return dict.fromkeys(found, 1.0)
+    for part, batches in zip(parts, packed, strict=True):
+        for batch in batches:
+            zeros_B = batch.weights_N.new_zeros(len(batch.order))
+            weights_B = zeros_B.index_add(0, batch.sequence_N, batch.weights_N).tolist()
+            for index, weight in zip(batch.order, weights_B, strict=True):
+                found[part[index].domain] += weight
     total = sum(found.values())
     return {domain: value / total if total else 0.0 for domain, value in sorted(found.items())}
+
+
+def dealt(live: Sequence[Sequence[Sample]], algorithm: Algorithm) -> Sequence[Sequence[Sample]]:
+    """The groups in the order in which minibatches are dealt out. Where a domain's share is bounded those of a domain
+    come one after the other, so that each minibatch has some of it: one that has a single domain cannot be bounded."""
+    return sorted(live, key=lambda group: group[0].domain) if algorithm.most_of_a_domain < 1.0 else live
 
 
 def capped(shares: Mapping[str, float], most: float) -> dict[str, float]:

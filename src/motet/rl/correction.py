@@ -56,16 +56,19 @@ def weigh(batch: Batch, anchor_N: torch.Tensor, config: Correction) -> Weighed:
 
 
 def figures(weighed: Sequence[Weighed]) -> dict[str, float]:
-    """Of all batches together; none where the engine told nothing.
+    """Of all batches together; the last one alone where the engine told nothing.
 
     correction/importance_mean, _max: anchor / behaviour before truncation. correction/ess: effective sample size of
     these as a share of the tokens. correction/truncated_share, of tokens, and correction/masked_share, of sequences:
-    what the correction does, or would do.
+    what the correction does, or would do. correction/told_share: of the tokens those whose log-probability the engine
+    told; the others weigh 1.
     """
     known_K = torch.cat([found.importance_K for found in weighed])
+    told = known_K.numel() / max(1, sum(found.batch.num_scored for found in weighed))
     if not known_K.numel():
-        return {}
+        return {"correction/told_share": told}
     return {
+        "correction/told_share": told,
         "correction/importance_mean": float(known_K.mean()),
         "correction/importance_max": float(known_K.max()),
         "correction/ess": float(known_K.sum() ** 2 / (known_K.numel() * known_K.square().sum())),

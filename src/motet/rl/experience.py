@@ -10,7 +10,10 @@ from motet.base.recipe import Algorithm, Rewards
 from motet.base.records import UNSCORED, Group, count_kinds
 from motet.data.pack import Sample
 from motet.rl.advantages import advantages, has_signal, reward_of, shuffled
-from motet.rl.telltales import one_answer, telltales
+from motet.rl.telltales import one_answer, repeated, telltales
+
+SHARES = ("truncated", "malformed", "no_answer", "timeout", "too_complex")
+"""Kinds of verdicts that are reported as a share of the rollouts."""
 
 
 class Experience(NamedTuple):
@@ -69,36 +72,46 @@ def minibatches(live: Sequence[Sequence[Sample]], count: int) -> list[list[Sampl
 
 
 def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]]) -> dict[str, float]:
+    """Of all groups, and of each domain as NAME/DOMAIN: reward, pass, live share and the one answer in any case, the
+    others where there are several domains."""
     by_domain: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         by_domain[group.problem.domain].append(index)
-    metrics: dict[str, float] = {}
-    everything = list(range(len(groups)))
-    for suffix, members in [("", everything), *((f"/{d}", m) for d, m in sorted(by_domain.items()))]:
-        rollouts = [r for i in members for r in groups[i].rollouts]
-        rewards = [s for i in members for s in scores[i] if s is not None]
-        kinds = [
-            {r.verdict.kind == "correct" for r in groups[i].rollouts if r.verdict.score is not None} for i in members
-        ]
-        judged = [r for r in rollouts if r.verdict.kind not in UNSCORED]
-        metrics[f"reward{suffix or '/mean'}"] = _mean(rewards)
-        metrics[f"pass{suffix or '/mean'}"] = _mean([r.verdict.kind == "correct" for r in judged])
-        metrics[f"groups/live_share{suffix}"] = _mean([has_signal(scores[i]) for i in members])
-        metrics |= one_answer([groups[i] for i in members], suffix)
-        if not suffix:
-            metrics["groups/all_correct_share"] = _mean([k == {True} for k in kinds])
-            metrics["groups/all_wrong_share"] = _mean([k == {False} for k in kinds])
-            lengths = [len(r.completion.tokens) for r in rollouts]
-            metrics["rollout/tokens_mean"] = _mean(lengths)
-            metrics["rollout/tokens_max"] = max(lengths)
-            metrics["tokens/sampled"] = sum(lengths)
-            metrics |= telltales(groups)
-            counted = count_kinds(r.verdict.kind for r in rollouts)
-            metrics |= {f"verdict/{kind}": count for kind, count in counted.items()}
-            for kind in ("truncated", "malformed", "no_answer", "timeout", "too_complex"):
-                metrics[f"rollout/{kind}_share"] = _mean([r.verdict.kind == kind for r in rollouts])
-            metrics["rollout/unjudged"] = sum(r.verdict.kind in UNSCORED for r in rollouts)
-    return metrics
+    metrics = {"reward/mean": _rewarded(scores), "pass/mean": _passed(groups)}
+    metrics |= _figures(groups, scores) | one_answer(groups, "") | repeated(groups)
+    for domain, members in sorted(by_domain.items()):
+        own, own_scores = [groups[i] for i in members], [scores[i] for i in members]
+        found = _figures(own, own_scores)
+        told = found if len(by_domain) > 1 else {name: found[name] for name in ("groups/live_share",)}
+        metrics |= {f"reward/{domain}": _rewarded(own_scores), f"pass/{domain}": _passed(own)}
+        metrics |= {f"{name}/{domain}": value for name, value in told.items()} | one_answer(own, f"/{domain}")
+    counted = count_kinds(r.verdict.kind for group in groups for r in group.rollouts)
+    return metrics | {f"verdict/{kind}": count for kind, count in counted.items()}
+
+
+def _figures(groups: Sequence[Group], scores: Sequence[Sequence[float | None]]) -> dict[str, float]:
+    rollouts = [r for group in groups for r in group.rollouts]
+    kinds = [{r.verdict.kind == "correct" for r in group.rollouts if r.verdict.score is not None} for group in groups]
+    lengths = [len(r.completion.tokens) for r in rollouts]
+    return {
+        "groups/live_share": _mean([has_signal(own) for own in scores]),
+        "groups/all_correct_share": _mean([kind == {True} for kind in kinds]),
+        "groups/all_wrong_share": _mean([kind == {False} for kind in kinds]),
+        "rollout/tokens_mean": _mean(lengths),
+        "rollout/tokens_max": max(lengths),
+        "tokens/sampled": sum(lengths),
+        **telltales(groups),
+        **{f"rollout/{kind}_share": _mean([r.verdict.kind == kind for r in rollouts]) for kind in SHARES},
+        "rollout/unjudged": sum(r.verdict.kind in UNSCORED for r in rollouts),
+    }
+
+
+def _rewarded(scores: Sequence[Sequence[float | None]]) -> float:
+    return _mean([score for own in scores for score in own if score is not None])
+
+
+def _passed(groups: Sequence[Group]) -> float:
+    return _mean([r.verdict.kind == "correct" for g in groups for r in g.rollouts if r.verdict.kind not in UNSCORED])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import torch
 from motet.base.recipe import Algorithm, Correction, RlStage
 from motet.base.run import Timers, log
 from motet.data.pack import Batch, Sample, pack
-from motet.rl.aggregation import domain_shares, weighted
+from motet.rl.aggregation import dealt, domain_shares, weighted
 from motet.rl.correction import Weighed, figures, weigh, weigh_anything
 from motet.rl.experience import minibatches
 from motet.rl.objectives import PolicyLoss, policy_loss
@@ -26,15 +26,18 @@ def learn(
     time: Timers,
     reference: Learner | None = None,
     own_numbers: bool = False,
+    fresh: bool = True,
 ) -> dict[str, float]:
     """Takes the steps and returns what to report: means over them, and figures by inner step as NAME/1, NAME/2, ...
 
     `live`: the samples of each group with a signal. `reference`: the weights that `algorithm.kl` holds on to.
     `own_numbers`: the engine computes with the learner's weights and in its precision; where the first minibatch shows
-    that it does, its log-probabilities are the anchor of the others, which are then not compared.
+    that it does, its log-probabilities are the anchor of the others, which are then not compared. `fresh`: the rollouts
+    are of the learner's present weights; between others the engine's arithmetic cannot be compared.
     """
     algorithm, temperature = config.algorithm, config.sampling.temperature
-    parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in minibatches(live, algorithm.minibatches)]
+    dealt_out = minibatches(dealt(live, algorithm), algorithm.minibatches)
+    parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in dealt_out]
     packed = [
         pack(part, config.micro_batch_tokens, learner.device, learner.rows, learner.shares_prompts) for part in parts
     ]
@@ -45,18 +48,19 @@ def learn(
         opening = Opening.take(learner, packed[0], config)
     with time("anchor"):
         compared = [opening.anchors]
-        if not (own_numbers and _same(packed[0], opening.anchors) and _known(packed[1:])):
+        if not (own_numbers and fresh and _same(packed[0], opening.anchors) and _known(packed[1:])):
             compared += [learner.logprobs(batches, temperature) for batches in packed[1:]]
         anchors = compared + [[batch.behaviour_N for batch in batches] for batches in packed[len(compared) :]]
-    metrics = engine_difference(packed[: len(compared)], compared)
+    metrics = engine_difference(packed[: len(compared)], compared) if fresh else {}
     weights = [opening.weighed] + [
         [weigh(batch, anchor_N, algorithm.correction) for batch, anchor_N in zip(batches, part, strict=True)]
         for batches, part in zip(packed[1:], anchors[1:], strict=True)
     ]
     metrics |= figures([found for part in weights for found in part])
+    corrected = [[found.batch for found in part] for part in weights]
+    shares = domain_shares(parts, corrected)
     with time("train"):
-        metrics |= _steps(learner, [[found.batch for found in part] for part in weights], anchors, config, opening)
-    shares = domain_shares([sample for part in parts for sample in part])
+        metrics |= _steps(learner, corrected, anchors, config, opening)
     if len(shares) > 1:
         metrics |= {f"loss/share/{domain}": share for domain, share in shares.items()}
     return metrics | {"tokens/scored": sum(b.num_scored for batches in packed for b in batches)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from motet.base import jsonl
 from motet.base.beside import Beside
+from motet.base.errors import UserError
 from motet.base.recipe import Sampling
 from motet.base.records import (
     Completion,
@@ -127,6 +129,7 @@ class Sampler:
             return index, Rollout(requests[index].prompt_tokens, completion, future.result())
 
         for index, completion in progress(self._completions(requests, todo, params), len(todo), title):
+            refuse_broken(completion, problems[places[index][0]].id)
             future = self.pool.submit(self._item(problems[places[index][0]], completion))
             pending[future] = (index, completion)
             future.add_done_callback(judged.put)
@@ -151,6 +154,18 @@ class Sampler:
     def _item(self, problem: Problem, completion: Completion) -> Item:
         chat = self.chat.config
         return Item(problem, completion.text, completion.stop, chat.think, chat.open_think)
+
+
+def refuse_broken(completion: Completion, problem: str) -> None:
+    """A log-probability that is no number comes of weights or kernels that are broken: what they sample is noise."""
+    if not math.isfinite(sum(completion.logprobs)):
+        place = next(i for i, value in enumerate(completion.logprobs) if not math.isfinite(value))
+        raise UserError(
+            f"the engine told {completion.logprobs[place]} as the log-probability of token {place + 1} of "
+            f"{len(completion.tokens)}, for the problem {problem!r}, with weights of version {completion.version}: its "
+            "weights or kernels are broken. What was judged before is kept: start again, with model.dtype = "
+            '"float32" where it comes back'
+        )
 
 
 def _finish(file: Path, groups: Sequence[Group], journal: Path) -> None:

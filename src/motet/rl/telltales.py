@@ -21,7 +21,7 @@ NEAR_THE_END = 400
 
 def telltales(groups: Sequence[Group]) -> dict[str, float]:
     """rollout/count; rollout/entropy, minus the mean log-probability of the sampled tokens, which estimates the
-    policy's entropy on every batch, learnt from or not; rollout/repetition_share, mean over rollouts.
+    policy's entropy on every batch, learnt from or not.
 
     Over problems whose reference is a short text or a number: rollout/wrong_with_reference_share, of the rollouts
     judged incorrect those whose answer holds the reference, and rollout/right_without_reference_share, of those judged
@@ -29,8 +29,7 @@ def telltales(groups: Sequence[Group]) -> dict[str, float]:
     answers have one form.
     """
     rollouts = [(group.problem.reference, r) for group in groups for r in group.rollouts]
-    repeated = [repetition(r.completion.tokens[-LONGEST:]) for _, r in rollouts]
-    metrics = {"rollout/count": float(len(rollouts)), "rollout/repetition_share": _mean(repeated)}
+    metrics = {"rollout/count": float(len(rollouts))}
     told = [r.completion.logprobs for _, r in rollouts]
     if any(told):
         metrics["rollout/entropy"] = -math.fsum(p for part in told for p in part) / sum(map(len, told))
@@ -39,6 +38,12 @@ def telltales(groups: Sequence[Group]) -> dict[str, float]:
     right = [not has for has, kind in known if kind == "correct"]
     metrics |= {"rollout/wrong_with_reference_share": _mean(wrong)} if wrong else {}
     return metrics | ({"rollout/right_without_reference_share": _mean(right)} if right else {})
+
+
+def repeated(groups: Sequence[Group]) -> dict[str, float]:
+    """rollout/repetition_share, mean over rollouts."""
+    found = [repetition(r.completion.tokens[-LONGEST:]) for group in groups for r in group.rollouts]
+    return {"rollout/repetition_share": _mean(found)}
 
 
 def one_answer(groups: Sequence[Group], suffix: str) -> dict[str, float]:

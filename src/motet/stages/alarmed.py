@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.base import jsonl
-from motet.base.errors import Paused, UserError
+from motet.base.errors import Elsewhere, Paused, UserError
 from motet.base.recipe import RlStage
 from motet.base.records import decode_group
 from motet.base.run import log
@@ -170,7 +170,9 @@ def explained(name: str, context: Context, planned: Callable[[], str] = str) -> 
     then for what the plan had said of the stage."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (Paused, Elsewhere):
+        raise
+    except (RuntimeError, MemoryError, ValueError) as error:
         if not memory.is_out_of_memory(error):
             raise
         rows = _rows(context.run.folder / "metrics.jsonl", name)

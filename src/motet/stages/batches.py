@@ -5,7 +5,7 @@
         groups, metrics = batches.take(step, time)   # sampled now, or waited for
         batches.begin(step + 1)                      # with overlap: in a thread, by the weights that the engine has
         ...                                          # the learner steps
-        batches.wait()                               # the engine is free, and may take the new weights
+        batches.wait(time)                           # the engine is free, and may take the new weights
 
 So a batch is sampled by the weights from before the last update, never by older ones. The engine has weights of its
 own, and a batch is drawn only when the groups of the one before are known: what is drawn does not depend on who is
@@ -16,6 +16,7 @@ weights have moved on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 from motet.base.beside import Beside
 from motet.base.recipe import RlStage
@@ -52,10 +53,11 @@ class Batches:
         if self._begun != step:
             self.begin(step)
         ahead, self._ahead, self._begun = self._ahead, None, None
+        began = perf_counter()
         found = self._world.first(lambda: _result(ahead))
+        self._judged(began, time)
         if self._own is not None:
             self._own.oldest = None
-        time.part("generate", "judge", 0.0)
         return found
 
     def begin(self, step: int) -> None:
@@ -67,12 +69,19 @@ class Batches:
         if own is not None:
             self._ahead = Beside(lambda: self._sample(own, step), f"sample-{step + 1}")
 
-    def wait(self) -> None:
+    def wait(self, time: Timers) -> None:
         """Until nothing is being sampled, and what was sampled is whole on disk. What went wrong while sampling raises
         in `take`, in all processes."""
+        began = perf_counter()
         if self._ahead is not None:
             self._ahead.wait()
+            self._judged(began, time)
         self._sampler.settle()
+
+    def _judged(self, began: float, time: Timers) -> None:
+        """Of what was waited for, the verdicts: they come last, when all is sampled."""
+        judging = self._own.judging if self._own is not None else 0.0
+        time.part("generate", "judge", min(judging, perf_counter() - began))
 
     def _sample(self, sampler: Sampler, step: int) -> Sampled:
         """The files are finished while the learner steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as EngineConfig
-from motet.base.recipe import Mix, Recipe, TrainingStage
+from motet.base.recipe import FilterStage, Mix, Recipe, TrainingStage
+from motet.base.recipe.names import unknown_name
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
 from motet.data.chat import ChatFormat
@@ -76,6 +77,24 @@ class Context:
                 Part(f"{name}/{domain}", own, weight_of(mix.weight), f"{place}") for domain, own in domains.items()
             ]
         return Mixture(parts, seed_of(self.recipe.seed, stage))
+
+    def refuse_unknown_domains(self, stage: str, named: Mapping[str, Iterable[str]], mixes: Sequence[Mix]) -> None:
+        """Raises UserError where a setting of `stage` names a domain that none of its problems ever had. `named`: the
+        domains by setting. A domain of which a filter has kept nothing is known."""
+        known = set[str]()
+        if any(named.values()):
+            known = {domain for name in self._sets(mixes) for domain in self.split(name).train.by_domain()}
+        for key, domains in named.items():
+            for domain in sorted(set(domains) - known):
+                raise UserError(unknown_name(f"stage.{stage}.{key}", domain, known, "a domain of the stage's problems"))
+
+    def _sets(self, mixes: Sequence[Mix]) -> list[str]:
+        """The problem sets of a mixture, those behind filter stages included."""
+        found: list[str] = []
+        for mix in mixes:
+            source = self.recipe.stage[mix.stage] if mix.stage is not None else None
+            found += self._sets(source.problems) if isinstance(source, FilterStage) else [mix.problems or ""]
+        return list(dict.fromkeys(found))
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -42,6 +42,7 @@ def run(name: str, config: FilterStage, context: Context, model: Path | str) -> 
     if config.by == "surprisal":
         open_rows.run(name, config, context, model)
         return
+    context.refuse_unknown_domains(name, {"bands": config.bands}, config.problems)
     problems = context.mixture(config.problems, name).first(config.count)
     aim = aim_of(context.recipe, name)
     sampler = context.sampler(model)

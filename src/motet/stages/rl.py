@@ -53,14 +53,14 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
             live, metrics = experience.build(groups, config.rewards, config.algorithm, shuffle, config.domain_rewards)
             metrics |= chosen | staleness(groups, learner.version)
             if live:
-                own = own_numbers and not metrics["rollout/staleness_max"]
-                metrics |= learn(learner, live, config, time, reference, own)
+                fresh = not metrics["rollout/staleness_max"]
+                metrics |= learn(learner, live, config, time, reference, own_numbers, fresh)
             else:
                 log.info(
                     "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
                 )
             with time("generate"):
-                batches.wait()
+                batches.wait(time)
             if live:
                 with time("load"):
                     sampler.engine.load(learner.weights(), learner.version)

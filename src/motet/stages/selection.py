@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from motet.base.recipe import RlStage
 from motet.base.records import Group, Problem, decode_group, seed_of
 from motet.base.run import log
 from motet.data.mix import Mixture
+from motet.engine.protocol import Engine, Mended
 from motet.rl.advantages import has_signal
 from motet.rl.experience import rewards_of
 from motet.rl.posterior import Posterior
@@ -30,6 +31,9 @@ class Selection:
         self._name, self._config, self._context = name, config, context
         self._seed = seed_of(context.recipe.seed, name, "attempt", attempt) if attempt else context.recipe.seed
         self._folder = context.folder(name)
+        weights = config.algorithm.domain_weights
+        named: dict[str, Iterable[str]] = {"domain_rewards": config.domain_rewards, "algorithm.domain_weights": weights}
+        context.refuse_unknown_domains(name, named, config.problems)
         self._mixture = context.mixture(config.problems, name)
         if attempt:
             self._mixture = Mixture(self._mixture.parts, seed_of(self._seed, name))
@@ -40,6 +44,7 @@ class Selection:
         self._before: tuple[int, list[dict[str, Any]]] = -1, []
         """(steps, the posterior's rows after them) when the batch that is known last was drawn."""
         self._calibration = Calibration(name, config, context, attempt)
+        self._mended = 0
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
@@ -79,11 +84,19 @@ class Selection:
             extra = self._refilled(sampler, step, groups, title)
             metrics |= {"groups/refilled": len(extra), "groups/refilled_live": sum(map(self._is_live, extra))}
             groups = [*groups, *extra]
+            metrics["groups/refill_short"] = max(0, config.prompts_per_step - sum(map(self._is_live, groups)))
         if config.retire_at is not None:
             resting = self.posterior.resting(step + 2)
             metrics |= {"problems/retired": resting, "problems/replaced": replaced, "problems/exhausted": exhausted}
         known = {"problems/known": len(self._part_of), "problems/rate_mean": self.posterior.rate_mean()}
-        return groups, metrics | known
+        return groups, metrics | known | self._failures(sampler.engine)
+
+    def _failures(self, engine: Engine) -> dict[str, float]:
+        """engine/failures: how often the engine failed and was brought back since the step before."""
+        if not isinstance(engine, Mended):
+            return {}
+        before, self._mended = self._mended, engine.mended
+        return {"engine/failures": float(self._mended - before)}
 
     def _drawn(self, step: int) -> tuple[list[Problem], int, int]:
         """(problems, how many stand for resting ones, how many rest and had no stand-in in their part)."""

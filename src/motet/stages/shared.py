@@ -10,7 +10,7 @@ import torch
 
 from motet.base.recipe import Sampling
 from motet.base.records import Completion, Group, Problem
-from motet.engine.protocol import Engine, Request, SamplingParams
+from motet.engine.protocol import Engine, Mended, Request, SamplingParams
 from motet.rl.rollouts import Sampler
 from motet.train.world import World
 
@@ -56,6 +56,10 @@ class SharedEngine:
         self._world = world
         self._own = own
         self.version = 0
+
+    @property
+    def mended(self) -> int:
+        return self._own.mended if isinstance(self._own, Mended) else 0
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
         raise NotImplementedError("completions of a shared engine come through SharedSampler.groups")

@@ -33,8 +33,19 @@ PLACES = {
     ("train.learner", "__init__"): "building the learner",
     ("rl.rollouts", "groups"): "sample",
     ("stages.evaluate", "run"): "evaluate",
+    ("stages.context", "sampler"): "start of the engine",
+    ("stages.context", "reference"): "building the reference",
 }
 """Functions by which the phase is known where no timer says it, and the optimizer told apart."""
+
+
+NO_CACHE = r"No available memory for the cache blocks|larger than the available KV cache memory"
+"""vLLM, where its share of the memory is too small."""
+SAID = (
+    r"can't allocate memory|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|"
+    rf"is less than desired [CG]PU memory utilization|{NO_CACHE}"
+)
+"""In errors without a type of their own: of torch's CPU allocator, CUDA's libraries, vLLM, and its server's log."""
 
 
 class Largest(NamedTuple):
@@ -45,10 +56,10 @@ class Largest(NamedTuple):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of the host: torch's CPU allocator raises a plain RuntimeError."""
+    """Of a GPU, or of the host; raised here, or told by the engine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError | ValueError) and re.search(SAID, str(error)) is not None
 
 
 def explain(error: BaseException, recipe: Recipe, stage: str, step: int = 0, planned: str = "") -> Alarm:
@@ -63,7 +74,7 @@ def explain(error: BaseException, recipe: Recipe, stage: str, step: int = 0, pla
         "Nothing that was finished is lost: with other values of micro_batch_tokens, model.recompute, [engine] or "
         "[mesh] the same command goes on from the last checkpoint; other lines make the stage anew."
     )
-    causes = ranked(_causes(phase, recipe, stage, work))
+    causes = ranked(_causes(phase, recipe, stage, work, str(error)))
     return Alarm("memory", stage, step, seen, matters, causes)
 
 
@@ -163,7 +174,11 @@ def _module(frame: FrameType) -> str:
 
 def _told(error: BaseException) -> str:
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
-    return f"{asked[1]} were asked for. " if asked else ""
+    text = f"{asked[1]} were asked for. " if asked else ""
+    if isinstance(error, ValueError):  # the engine's: nothing of it is on this process's stack
+        line = next(line for line in str(error).splitlines() if re.search(SAID, line))
+        text += f'The engine said: "{line.strip()[:300]}". '
+    return text
 
 
 def _head(frames: Sequence[FrameType], recipe: Recipe, work: _Work) -> str:
@@ -193,9 +208,11 @@ def _in_use() -> str:
     return f"Of the GPU's {_size(total)} {_size(free)} were free, and {_size(held)} were this process's tensors."
 
 
-def _causes(phase: str, recipe: Recipe, name: str, work: _Work) -> list[Cause]:
+def _causes(phase: str, recipe: Recipe, name: str, work: _Work, said: str) -> list[Cause]:
     stage = recipe.stage[name]
-    if phase in ("sample", "judge", "probe", "evaluate") or isinstance(
+    if re.search(NO_CACHE, said):
+        return _of_the_cache(recipe, stage)
+    if phase in ("sample", "judge", "probe", "evaluate", "start of the engine") or isinstance(
         stage, EvaluateStage | FilterStage | SynthesizeStage
     ):
         return _of_sampling(recipe, name, stage)
@@ -207,6 +224,20 @@ def _causes(phase: str, recipe: Recipe, name: str, work: _Work) -> list[Cause]:
     if phase in ("steps", "anchor", "reference"):
         return [*_of_rows(recipe, name, stage, work), replace(states, weight=0.3)]
     return [states]
+
+
+def _of_the_cache(recipe: Recipe, stage: Stage) -> list[Cause]:
+    """vLLM has its weights in its share of the memory, and no room for one text of the longest beside them."""
+    engine, sampling = recipe.engine, getattr(stage, "sampling", recipe.evaluation.sampling)
+    share = written("engine.memory_share", round(min(0.95, 1.4 * engine.memory_share), 2), engine.memory_share)
+    enough = max(2 * sampling.max_tokens, (engine.context or 0) // 2)
+    context = written("engine.context", enough, engine.context)
+    evidence = f"it has {engine.memory_share:.0%}, for its weights and its cache together"
+    return [
+        Cause("the engine's share of the memory is too small", evidence, 0.8, (share,)),
+        Cause("it keeps room for longer texts than are sampled", f"engine.context is {engine.context or 'unset'}",
+              0.6 * (engine.context is None or enough < engine.context), (context,)),
+    ]  # fmt: skip
 
 
 def _of_sampling(recipe: Recipe, name: str, stage: Stage) -> list[Cause]:

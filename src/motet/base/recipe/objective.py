@@ -8,6 +8,18 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from motet.base.recipe.parts import Fraction, Part
 
+READ_BY = {
+    "dual_clip": ("objective", ("clip",)),
+    "gspo_low": ("objective", ("gspo",)),
+    "gspo_high": ("objective", ("gspo",)),
+    "cispo_max": ("objective", ("cispo",)),
+    "dppo_low": ("objective", ("dppo",)),
+    "dppo_high": ("objective", ("dppo",)),
+    "domain_weights": ("aggregation", ("domains",)),
+    "advantage_std": ("advantage", ("group", "domain")),
+}
+"""Settings that are read with these values of another one alone. Not clip_low and clip_high: presets set those."""
+
 
 class Correction(Part):
     """Between the engine's policy and the learner's at the start of a batch; its figures are reported in any case."""
@@ -50,7 +62,8 @@ class Algorithm(Part):
     """Rewards 1, 0, 1, 0 give +1, -1, +1, -1 with "population" and +-0.866 with "sample" (n - 1, as TRL does)."""
     objective: Literal["clip", "gspo", "cispo", "dppo"] = "clip"
     """"clip": the clipped surrogate, a token at a time. "gspo": of whole sequences (arXiv 2507.18071). "cispo": bounded
-    weights, no token left out (2506.13585). "dppo": tokens out whose probability moved too far (2602.04879)."""
+    weights, no token left out (2506.13585). "dppo": tokens out whose probability moved too far (2602.04879). Settings
+    of another objective than the chosen one are refused, but for clip_low and clip_high, which presets set."""
     clip_low: PositiveFloat = 0.2
     """The ratio to the anchor is clipped at 1 - clip_low when the advantage is negative."""
     clip_high: PositiveFloat = 0.28
@@ -80,7 +93,7 @@ class Algorithm(Part):
     """With "domains": weight of each domain's mean; 1 for those not named."""
     most_of_a_domain: Fraction = 1.0
     """Largest share of a step's weighted tokens that one of several domains may have; beyond it its tokens weigh less
-    and the others' more."""
+    and the others' more. Below 1, minibatches are dealt out by domain, so that each has some of every one."""
     passes: PositiveInt = 1
     """How often each sampled batch is gone through."""
     minibatches: PositiveInt = 4
@@ -94,14 +107,16 @@ class Algorithm(Part):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Algorithm:
-        if self.dual_clip is not None and self.objective != "clip":
-            raise ValueError(f'dual_clip belongs to objective = "clip"; "{self.objective}" does not read it')
+        fields = type(self).model_fields  # not model_fields_set: resolved.json spells every field out
+        for name, (other, values) in READ_BY.items():
+            given, chosen = getattr(self, name), getattr(self, other)
+            if given != fields[name].get_default(call_default_factory=True) and chosen not in values:
+                belongs = " or ".join(f'{other} = "{value}"' for value in values)
+                raise ValueError(f'{name} belongs to {belongs}; "{chosen}" does not read it: leave it out')
+        if self.kl_estimator != "k3" and not self.kl:
+            raise ValueError(f'kl_estimator = "{self.kl_estimator}" has no effect with kl = 0: set kl, or leave it out')
         if self.dual_clip is not None and self.dual_clip <= 1.0 + self.clip_high:
             raise ValueError(f"dual_clip ({self.dual_clip}) must be above 1 + clip_high ({1.0 + self.clip_high:g})")
         if self.objective == "dppo" and self.correction.on:
             raise ValueError('the ratio of "dppo" is to the engine itself: set correction = { on = false }')
-        if self.domain_weights and self.aggregation != "domains":
-            raise ValueError(
-                f'domain_weights belong to aggregation = "domains"; "{self.aggregation}" does not read them'
-            )
         return self

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False,
+                              allow_inf_nan=False)  # fmt: skip
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -93,6 +93,10 @@ class Alarms(Part):
         for text in self.acknowledged:
             if not re.fullmatch(r"[a-z_]+@\d+", text) or text.split("@")[0] not in get_args(RuleName):
                 raise ValueError(f"acknowledged: {text!r} is not RULE@STEP, e.g. drift@40, as the pause names it")
+        named = [*self.actions, *(text.split("@")[0] for text in self.acknowledged)]
+        if "memory" in named:
+            raise ValueError("memory: out of memory always ends the run, and the same command goes on from the last "
+                             "checkpoint; it takes no action and no acknowledgement")  # fmt: skip
         if self.importance_low >= self.importance_high:
             raise ValueError(f"importance_low ({self.importance_low}) must be below importance_high "
                              f"({self.importance_high})")  # fmt: skip
@@ -143,6 +147,15 @@ class RlStage(TrainingStage):
     """How rollouts are sampled."""
     alarms: Alarms = Field(default_factory=Alarms)
     """What is looked for while it trains, and what is done about it."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> RlStage:
+        fields = type(self).model_fields
+        for name, needed in (("return_after", "retire_at"), ("probe", "probe_every")):
+            if getattr(self, name) != fields[name].default and getattr(self, needed) is None:
+                raise ValueError(f"{name} = {getattr(self, name)} has no effect without {needed}: set it, or leave "
+                                 f"{name} out")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _unbiased_sampling(self) -> RlStage:

@@ -8,6 +8,7 @@ A rule is a function of a `History` and one line in `RULES`. `memory` has no fig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from motet.base.recipe import RuleName
 from motet.rl.alarms import guessing, heldout, policy, signal, system, texts
@@ -35,8 +36,26 @@ RULES: Mapping[RuleName, Callable[[History], Alarm | None]] = {
 }
 
 
+BY_DOMAIN: tuple[RuleName, ...] = ("no_signal", "unparsable", "truncated", "length")
+"""Rules that look at each of several domains too: what happens in one alone is thin in the whole."""
+FEWEST = 30
+"""Groups of a domain in a window; fewer say too little (ours)."""
+
+
 def look(history: History) -> list[Alarm]:
     """What every rule that is not off sees after the present step."""
     bounds = history.config.alarms
-    found = (rule(history) for name, rule in RULES.items() if bounds.of(name) != "off")
+    found = (_see(name, history) for name in RULES if bounds.of(name) != "off")
     return [alarm for alarm in found if alarm is not None]
+
+
+def _see(name: RuleName, history: History) -> Alarm | None:
+    """Of the whole; where the rule is silent there, of the first domain of several in which it is not."""
+    alarm, domains = RULES[name](history), history.domains
+    for domain in domains if alarm is None and name in BY_DOMAIN and len(domains) > 1 else ():
+        own = history.within(domain)
+        groups = sum(own.recent("rollout/count")) / history.config.group_size
+        found = RULES[name](own) if groups >= FEWEST else None
+        if found is not None:
+            return replace(found, seen=f"of {domain} alone: {found.seen}")
+    return alarm

@@ -127,10 +127,11 @@ def forgetting(h: History) -> Alarm | None:
 
 def _fallen_in_training(h: History) -> dict[str, float]:
     """Domains, of several, whose pass rate fell by `rise` and by more than three standard errors."""
-    domains = [name for name in h.keys("pass/") if name != "mean"]
-    rollouts = h.config.alarms.window * (h.mean("rollout/count") or 1.0) / max(1, len(domains))
+    domains = h.domains
+    even = h.config.alarms.window * (h.mean("rollout/count") or 1.0) / max(1, len(domains))
     fallen = {}
     for name in domains:
+        rollouts = sum(h.recent(f"rollout/count/{name}")) or even
         ends = h.ends(f"pass/{name}") if len(domains) > 1 else None
         if ends is not None:
             mean = 0.5 * (ends.first + ends.last)

@@ -80,6 +80,8 @@ class History:
     recipe: Recipe
     stage: str
     step: int = 0
+    domain: str = ""
+    """Whose figures they are, where `within` gave them."""
     _series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -98,6 +100,19 @@ class History:
     def keys(self, prefix: str) -> list[str]:
         """What follows the prefix in the names of figures: `keys("pass/")` are the domains and "mean"."""
         return sorted(key.removeprefix(prefix) for key in self._series if key.startswith(prefix))
+
+    @property
+    def domains(self) -> list[str]:
+        return [name for name in self.keys("pass/") if name != "mean"]
+
+    def within(self, domain: str) -> History:
+        """As if the domain were all there is: what is known of it stands for what is known of the whole."""
+        others = tuple(f"/{other}" for other in self.domains if other != domain)
+        series = {key: found for key, found in self._series.items() if not key.endswith(others)}
+        for key in [key for key in series if key.endswith(f"/{domain}")]:
+            name = key.removesuffix(f"/{domain}")
+            series[name if "/" in name else f"{name}/mean"] = series[key]
+        return History(self.recipe, self.stage, self.step, domain, series)
 
     def values(self, key: str) -> list[float]:
         return [value for _, value in self._series.get(key, ())]
@@ -178,6 +193,7 @@ def toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         text = f"{value:.3g}"
+        text = f"{float(text):.1f}" if "e+" in text and abs(value) < 1e6 else text
         return text if "." in text or "e" in text else text + ".0"
     if isinstance(value, str):
         return f'"{value}"'

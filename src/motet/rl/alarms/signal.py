@@ -1,4 +1,7 @@
-"""no_signal: nothing is learnt, because groups are all right, all wrong, not judged, or weigh nothing."""
+"""no_signal: nothing is learnt, because groups are all right, all wrong, not judged, or weigh nothing.
+
+Groups may have a signal and yet move no weight: their gradient is all but zero, or no step is taken on them at all.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,29 @@ EXPECTED = 6.0
 
 def no_signal(h: History) -> Alarm | None:
     bounds = h.config.alarms
-    live, norms = h.recent("groups/live_share"), h.recent("optim/grad_norm")
+    live, norms, taken = (h.recent(key) for key in ("groups/live_share", "optim/grad_norm", "inner_steps"))
     if live and median(live) <= bounds.live_share:
         seen = f"in {h.steps} {percent(median(live))} of the groups had a signal (median)"
     elif norms and median(norms) <= bounds.grad_norm:
         seen = f"in {h.steps} the gradient norm was {median(norms):.2g} (median), with {percent(fmean(live or [0.0]))} "
         seen += "of the groups live"
+    elif taken and median(taken) == 0:
+        seen = (
+            f"in {h.steps} no gradient step was taken (median), with {percent(fmean(live or [0.0]))} of the groups live"
+        )
     else:
         return None
     earned = h.mean("pass/mean")
     seen += "." if earned is None else f"; {percent(earned)} of the rollouts passed."
-    causes = ranked([_easy(h), _hard(h), _dead(h), _destroyed(h), _form(h), _cut(h), _weightless(h), one_answer(h)])
+    found = [_easy(h), _hard(h), _dead(h), _destroyed(h), _form(h), _cut(h), _weightless(h), _capped(h), one_answer(h)]
+    causes = ranked(found)
     matters = "A group whose rewards are all equal has no gradient: the rollouts are paid for and nothing is learnt."
     return Alarm("no_signal", h.stage, h.step, seen, matters, causes)
 
 
 def _easy(h: History) -> Cause:
     share = h.mean("groups/all_correct_share") or 0.0
-    change = [
-        f"stage.{name}.band.beta = 0.6   # and filter again: motet run RECIPE --from {name}" for name in h.filters()
-    ]
+    change = _other_bands(h, "beta", 0.6)
     change += [h.line("retire_at", 0.9)] if h.config.retire_at is None else []
     change += [h.line("refill", 1.0)] if not h.config.refill else []
     doubt = _always_right(h)
@@ -49,9 +55,7 @@ def _easy(h: History) -> Cause:
 
 def _hard(h: History) -> Cause:
     share = h.mean("groups/all_wrong_share") or 0.0
-    change = [
-        f"stage.{name}.band.alpha = 0.3   # and filter again: motet run RECIPE --from {name}" for name in h.filters()
-    ]
+    change = _other_bands(h, "alpha", 0.3)
     change += [h.line("group_size", 2 * h.config.group_size)]
     change += [h.line("refill", 1.0)] if not h.config.refill else []
     answered = 1.0 - _unanswered(h)
@@ -59,6 +63,13 @@ def _hard(h: History) -> Cause:
         "the problems are too hard for the present weights", f"{percent(share)} of the groups are all wrong",
         share * answered * (1.0 - _dead_weight(h)), tuple(change),
     )  # fmt: skip
+
+
+def _other_bands(h: History, end: str, value: float) -> list[str]:
+    """Of the domain alone, where it is its own figures that are looked at."""
+    bands = f"bands.{h.domain}" if h.domain else "band"
+    return [f"stage.{name}.{bands}.{end} = {value}   # and filter again: motet run RECIPE --from {name}"
+            for name in h.filters()]  # fmt: skip
 
 
 def _dead(h: History) -> Cause:
@@ -118,6 +129,17 @@ def _weightless(h: History) -> Cause:
         "engine and learner are so far apart that sequences are left out of the loss",
         f"{percent(share)} of the sequences are out", share * (live > h.config.alarms.live_share),
         (h.line("algorithm.correction.sequence_bound", 1.0 + 2 * (bound - 1.0)),),
+    )  # fmt: skip
+
+
+def _capped(h: History) -> Cause:
+    """Groups have a signal, and their tokens weigh next to nothing, though they stay in the loss."""
+    share, cap = h.mean("correction/truncated_share") or 0.0, h.config.algorithm.correction.token_cap
+    on = h.config.algorithm.correction.on and (h.mean("groups/live_share") or 0.0) > h.config.alarms.live_share
+    return Cause(
+        "the weights between engine and learner are truncated to next to nothing",
+        f"{percent(share)} of the tokens are truncated to token_cap, {cap:g}", on * share * max(0.0, 1.0 - cap),
+        (h.line("algorithm.correction.token_cap", 2.0),),
     )  # fmt: skip
 
 

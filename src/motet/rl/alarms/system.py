@@ -25,6 +25,7 @@ def slow_engine(h: History) -> Alarm | None:
     engine, lengths = h.recipe.engine, h.ends("rollout/tokens_mean")
     longest, mean = h.mean("rollout/tokens_max") or 0.0, h.mean("rollout/tokens_mean") or 1.0
     asked = h.mean("rollout/count") or float(h.config.prompts_per_step * h.config.group_size)
+    failures = sum(h.recent("engine/failures"))
     grew = lengths.last / lengths.first if lengths and lengths.first else 1.0
     causes = [
         Cause("a few long completions are waited for while the rest of the engine idles",
@@ -37,7 +38,10 @@ def slow_engine(h: History) -> Alarm | None:
         Cause("more is decoded side by side than the engine is good at",
               f"completions are {grew:.2g} times as long as at first, {engine.batch_size} side by side",
               min(0.8, max(0.0, (grew - 1.0) / 2.0)), (h.whole("engine.batch_size", max(1, engine.batch_size // 2)),)),
-        Cause("the engine was restarted, swaps, or shares its machine with others", "log.txt says when", 0.3, ()),
+        Cause("the engine was restarted, swaps, or shares its machine with others",
+              f"it failed and was brought back {failures:g} times in {h.steps}" if failures else "log.txt says when",
+              0.9 if failures else 0.3,
+              (h.whole("engine.timeout_seconds", 2 * engine.timeout_seconds),) if failures else ()),
     ]  # fmt: skip
     return Alarm("slow_engine", h.stage, h.step, seen, matters, ranked(causes))
 
