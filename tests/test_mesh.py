@@ -294,7 +294,11 @@ def test_axes_that_are_unset_take_what_is_left(
          r"its product is 8 and 4 processes were started \(torchrun --nproc-per-node 8"),
         (Mesh(dp_shard=16), 16, 8, 16,
          "dp_shard x sp = 16 does not stay inside a node of 8.*: dp_replicate = 2, dp_shard = 8"),
-        (Mesh(sp=2), 1, 1, 16, "its product is 2 and 1 process was started"),
+        (Mesh(sp=2), 1, 1, 16, r"its product is 2 and 1 process was started \(torchrun --nproc-per-node 2 starts"),
+        (Mesh(dp_replicate=1, dp_shard=2), 4, 4, 16,
+         r"its product is 2 and 4 .*\(torchrun --nproc-per-node 2 starts as many.*: dp_replicate = 2, dp_shard = 2"),
+        (Mesh(dp_replicate=4, dp_shard=8), 16, 8, 16,
+         r"its product is 32 and 16 .*\(torchrun --nnodes 4 --nproc-per-node 8 starts"),
     ],
 )  # fmt: skip
 def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(

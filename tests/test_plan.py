@@ -64,7 +64,8 @@ def test_a_model_that_is_not_here_and_has_no_sizes_is_refused_with_what_to_give(
 
 def test_a_mesh_that_does_not_fit_the_machine_is_refused() -> None:
     recipe = load(PAPER, ["mesh.sp=3"])
-    with pytest.raises(UserError, match="sp"):
+    message = r"1 x 8 GPUs of the learner.*--gpus.*: mesh: .*its product is 6 and 8 .*The nearest that fits: dp_replicate = 1, dp_shard = 2, sp = 4"
+    with pytest.raises(UserError, match=message):
         plan_of(recipe, planner_of(recipe))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from motet.base.errors import UserError
 from motet.base.recipe import Machine, Recipe
 from motet.model import footprint
 from motet.model.blocks import is_compiled
@@ -92,7 +93,11 @@ class Planner:
     def asked(self, work: Work) -> Setup:
         """What the recipe says. Raises UserError for a mesh that does not fit."""
         model, mesh = self.recipe.model, self.recipe.mesh
-        shape = resolve(mesh, self.gpus, self.per_node, self.sizes.heads)
+        try:
+            shape = resolve(mesh, self.gpus, self.per_node, self.sizes.heads)
+        except UserError as error:
+            machine = f"{self.machine.nodes} x {self.per_node} GPUs of the learner, a process on each"
+            raise UserError(f"{machine} (--nodes and --gpus plan for others): {error}") from None
         return Setup(
             shape, model.recompute, model.weights, mesh.reduce_once, mesh.reshard_after_forward, work.tokens, work.lora
         )
