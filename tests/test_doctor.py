@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from motet.base.errors import UserError
 from motet.cli import cli
 from motet.data.pack import Batch, pack
 from motet.doctor import checks, examine, view
@@ -107,6 +108,17 @@ def test_a_mesh_that_does_not_divide_the_heads_is_not_run_and_says_why(tmp_path:
     case = examine.case_of("tiny", "cpu", None, tmp_path)
     (only,) = examine.examine(case, tmp_path, ["processes"], [(1, 1, 5)])
     assert [f.status for f in only.findings] == ["not run"] and "12 attention heads" in only.findings[0].reason
+
+
+@pytest.mark.parametrize("mesh", ["1,2", "1,2,2,x", "1,0,2", "1,2,two"])
+def test_a_mesh_that_is_none_is_refused(mesh: str) -> None:
+    result = CliRunner().invoke(cli, ["doctor", "tiny", "--mesh", mesh])
+    assert isinstance(result.exception, UserError) and "give dp_replicate,dp_shard,sp" in str(result.exception)
+
+
+def test_a_mesh_that_no_check_reads_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["doctor", "tiny", "--mesh", "1,1,2", "--only", "head"])
+    assert isinstance(result.exception, UserError) and "add --only processes" in str(result.exception)
 
 
 def test_a_graphics_card_that_is_not_here_is_refused() -> None:

@@ -78,7 +78,7 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
         entropy_gradient=isinstance(stage, RlStage) and stage.algorithm.entropy_bonus > 0,
         reference=isinstance(stage, RlStage) and stage.algorithm.kl > 0,
         lora=stage.lora.rank if isinstance(stage, TrainingStage) and stage.lora else 0,
-        muon=trained and stage.optimizer.kind == "muon",
+        muon=isinstance(stage, TrainingStage) and stage.optimizer.kind == "muon",
         engine=None if isinstance(stage, SftStage) else teacher or recipe.engine,
         engine_key=f"stage.{name}.teacher" if teacher else "engine",
         evaluator=recipe.engine if trained and evaluated else None,
