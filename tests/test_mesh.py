@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as fsdp
 from transformers import AutoModelForCausalLM
 
 import mesh_worker
@@ -19,6 +21,7 @@ from motet.base.recipe import Lora, Mesh, Optimizer
 from motet.data.pack import pack
 from motet.model import kernels, offload, packed, ulysses
 from motet.train.checkpoint import Checkpoints
+from motet.train.losses import cross_entropy
 from motet.train.mesh import Shape, deal, resolve
 from motet.train.world import World
 
@@ -123,6 +126,53 @@ def skipped(axes: Axes, world: World, folder: Path) -> Any:
     return metrics["optim/skipped"], own.version, all(torch.equal(before[name], after[name]) for name in before)
 
 
+def traffic(reduce_once: bool, world: World, folder: Path) -> Any:
+    """How often weights of each group are gathered, and its gradients reduced, in a step of several rows."""
+    own = learner(folder / "model", world, mesh_of((1, 1, 2), reduce_once=reduce_once))
+    batches = pack(mesh_worker.samples(UNEVEN), 30)
+    gathered, reduced = Counter[str](), Counter[str]()
+
+    def counting(counts: Counter[str], run: Any) -> Any:
+        def counted(parameters: Any, *others: Any, **more: Any) -> Any:
+            names = [parameter._param_fqn for parameter in parameters]
+            counts[next((n for n in ("layers.0", "layers.1") if n in names[0]), "root")] += 1
+            return run(parameters, *others, **more)
+
+        return counted
+
+    with (
+        mock.patch.object(fsdp, "foreach_all_gather", counting(gathered, fsdp.foreach_all_gather)),
+        mock.patch.object(fsdp, "foreach_reduce", counting(reduced, fsdp.foreach_reduce)),
+    ):
+        own.accumulate(batches, cross_entropy)
+    return len(batches), dict(gathered), dict(reduced)
+
+
+def laid_out(world: World, folder: Path) -> Any:
+    """Of each parameter, its gradient and AdamW's two moments: elements here, rows of the whole and elements a row."""
+    own = learner(folder / "model", world, mesh_of((2, 1, 2)))
+    own.accumulate(pack(mesh_worker.samples(UNEVEN), 30), cross_entropy)
+    grads = {name: p.grad for name, p in own._trained.items()}
+    own._optimizers.step(1e-3)
+    state = {key: value for key, value in own._optimizers.state().items() if key.endswith(("exp_avg", "exp_avg_sq"))}
+    tensors = {**own._trained, **{f"{name}/grad": grad for name, grad in grads.items()}, **state}
+    return {name: (t.to_local().numel(), t.shape[0], t[0].numel()) for name, t in tensors.items()}
+
+
+def damaged(world: World, folder: Path) -> Any:
+    """What one process wrote is cut short: all of them say so."""
+    own = learner(folder / "model", world, mesh_of((1, 2, 1)))
+    checkpoints = Checkpoints(folder / "damaged", own)
+    checkpoints.save(1)
+    checkpoints.wait()
+    file = folder / "damaged" / "step-000001" / "__1_0.distcp"
+    world.first(lambda: file.write_bytes(file.read_bytes()[:-100]))
+    try:
+        checkpoints.restore()
+    except UserError as error:
+        return str(error)
+
+
 def first_fails(world: World, folder: Path) -> Any:
     told = world.first(lambda: f"by {world.rank}"), world.gather(world.rank)
     try:
@@ -152,8 +202,12 @@ def found(folder: Path) -> dict[Any, list[Any]]:
         "exported": partial(exported, (1, 3, 1)),
         "skipped": partial(skipped, (2, 1, 1)),
         "first": first_fails,
+        "laid out": laid_out,
+        "damaged": damaged,
     }
-    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2}
+    cases |= {("traffic", once): partial(traffic, once) for once in (True, False)}
+    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2, "damaged": 2}
+    sizes |= {("traffic", once): 2 for once in (True, False)}
     sized = [(sizes.get(k, k[0] * k[1] * k[2] if k in MESHES else 4), case) for k, case in cases.items()]
     return dict(zip(cases, mesh_worker.run(4, sized, folder), strict=True))
 
@@ -258,6 +312,32 @@ def test_what_the_first_process_does_all_have_and_its_error_too(found: dict[Any,
     (told, kind, _), (other, other_kind, text) = found["first"]
     assert told == other == ("by 0", [0, 1])
     assert kind is ZeroDivisionError and other_kind is Elsewhere and "zero" in text
+
+
+def test_a_step_gathers_the_head_once_and_reduces_every_gradient_once(found: dict[Any, list[Any]]) -> None:
+    for rows, gathered, reduced in found["traffic", True]:
+        assert rows == 3
+        assert gathered == {"root": 1, "layers.0": 2 * rows, "layers.1": rows}  # forward and backward; the last stays
+        assert reduced == {"root": 1, "layers.0": 1, "layers.1": 1}
+    for rows, gathered, reduced in found["traffic", False]:
+        assert gathered["root"] == 1 and reduced == {"root": rows, "layers.0": rows, "layers.1": rows}
+
+
+def test_weights_gradients_and_moments_are_cut_over_the_processes_that_share_a_row(found: dict[Any, list[Any]]) -> None:
+    """Two copies, each in two halves of the rows; the MLP's 37 are 19 and 18."""
+    everyone = found["laid out"]
+    assert sum("grad" in name for name in everyone[0]) == 20 == sum("exp_avg_sq" in name for name in everyone[0])
+    for name, (_, rows, wide) in everyone[0].items():
+        larger = -(-rows // 2)
+        held = [own[name][0] for own in everyone]
+        assert held == [larger * wide, (rows - larger) * wide] * 2, name
+    up = [own["model.layers.0.mlp.up_proj.weight"][0] for own in everyone]
+    assert up == [19 * 48, 18 * 48] * 2
+
+
+def test_a_checkpoint_of_which_one_processs_part_is_cut_short_is_refused_by_all(found: dict[Any, list[Any]]) -> None:
+    for told in found["damaged"]:
+        assert "step-000001: the checkpoint is damaged" in told and "Remove this folder" in told
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
