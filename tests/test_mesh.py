@@ -19,6 +19,7 @@ from motet.base import jsonl
 from motet.base.errors import Elsewhere, UserError
 from motet.base.recipe import Lora, Mesh, Optimizer
 from motet.data.pack import pack
+from motet.doctor.finding import apart
 from motet.model import kernels, offload, packed, ulysses
 from motet.train.checkpoint import Checkpoints
 from motet.train.losses import cross_entropy
@@ -55,8 +56,8 @@ def option(axes: Axes, name: str, model: str, world: World, folder: Path) -> Any
     return weights(own)
 
 
-def in_bfloat16(axes: Axes, world: World, folder: Path) -> Any:
-    own = learner(folder / "model", world, mesh_of(axes), model=BFLOAT16)
+def in_bfloat16(axes: Axes, weights: str, world: World, folder: Path) -> Any:
+    own = learner(folder / "model", world, mesh_of(axes), model={**BFLOAT16, "weights": weights})
     return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
 
@@ -195,7 +196,8 @@ def found(folder: Path) -> dict[Any, list[Any]]:
     cases: dict[Any, Any] = {axes: partial(steps, axes) for axes in MESHES}
     cases |= {("option", name): partial(option, (1, 2, 2), name, "model") for name in OPTIONS}
     cases |= {("untied", "adapters"): partial(option, (2, 2, 1), "adapters", "untied")}
-    cases |= {"bfloat16": partial(in_bfloat16, (1, 2, 2)), "muon": partial(by_muon, (1, 2, 1))}
+    cases |= {("bfloat16", kind): partial(in_bfloat16, (1, 2, 2), kind) for kind in ("float32", "bfloat16")}
+    cases |= {"muon": partial(by_muon, (1, 2, 1))}
     cases |= {"saved": partial(saved, (1, 2, 1)), "resumed": partial(resumed, (2, 1, 2))}
     cases |= {
         "strided": strided,
@@ -255,13 +257,16 @@ def test_adapters_of_a_model_with_a_head_of_its_own(found: dict[Any, list[Any]],
     same(found["untied", "adapters"][3], option(ALONE, "adapters", "untied", World(), folder), 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_in_bfloat16_a_mesh_is_as_near_to_one_process_as_rounding_allows(
-    found: dict[Any, list[Any]], folder: Path
+    found: dict[Any, list[Any]], folder: Path, kind: str
 ) -> None:
-    alone = in_bfloat16(ALONE, World(), folder)
-    for own in found["bfloat16"]:
+    """`kind`: of the weights that the optimizer steps on, and of the gradients that it is given."""
+    alone = in_bfloat16(ALONE, kind, World(), folder)
+    for own in found["bfloat16", kind]:
         assert own["metrics"] == pytest.approx(alone["metrics"], rel=0.02)
-        assert {gradient.dtype for gradient in own["gradients"].values()} == {torch.float32}
+        assert {gradient.dtype for gradient in own["gradients"].values()} == {getattr(torch, kind)}
+        assert apart(alone["gradients"], own["gradients"]) < 0.05
 
 
 @pytest.mark.slow
