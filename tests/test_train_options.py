@@ -184,10 +184,14 @@ def test_a_checkpoint_cut_short_is_refused_and_without_it_the_one_before_is_used
     newest = tmp_path / "step-000002"
     content = (newest / file).read_bytes()
     (newest / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"step-000002: the checkpoint is damaged .*Remove this folder"):
+    message = r"step-000002: the checkpoint is damaged .*Remove this folder: step-000001 is used then"
+    with pytest.raises(UserError, match=message):
         checkpoints.restore()
     shutil.rmtree(newest)
     assert checkpoints.restore() == 1
+    (tmp_path / "step-000001" / file).write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-000001: .*Remove this folder: the stage begins afresh then"):
+        checkpoints.restore()
 
 
 # ---- positions
