@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+import mesh_worker
+from motet.base.errors import UserError
 from motet.cli import cli
 from motet.data.pack import Batch, pack
 from motet.doctor import checks, examine, view
-from motet.doctor.finding import TOLERANCE, Finding, Step, compare, no_farther
+from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare, no_farther
+from motet.model import recompute
 from motet.model.kernels import Documents
+from motet.train import learner
+from motet.train.checkpoint import Checkpoints
+from motet.train.logprobs import Scored, score
+from motet.train.losses import Sums, cross_entropy
+from motet.train.optimizers import Optimizers
+from motet.train.world import World
 
 
 @pytest.fixture
@@ -53,11 +64,85 @@ def test_attention_that_sees_across_documents_is_found(
     assert {f.status for f in found} == {"FAILED"} and all(f.difference > 100 * f.tolerance for f in found)
 
 
+# ---- each check finds what it is for
+
+
+def statuses(found: Iterable[Finding]) -> dict[str, set[str]]:
+    by_name: dict[str, set[str]] = {}
+    for finding in found:
+        by_name.setdefault(finding.what, set()).add(finding.status)
+    return by_name
+
+
+def test_a_mean_of_each_row_by_itself_is_found(patient: checks.Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean_of_row(scored: Scored, batch: Batch, extra_N: torch.Tensor | None) -> tuple[torch.Tensor, Sums]:
+        total, sums = cross_entropy(scored, batch, extra_N)
+        return total / batch.num_scored, {name: value / batch.num_scored for name, value in sums.items()}
+
+    monkeypatch.setattr(checks, "cross_entropy", mean_of_row)
+    found = statuses(checks.rows(patient))
+    assert [found[what] for what in found if "RL" not in what] == [{"FAILED"}] * 2
+    assert [found[what] for what in found if "RL" in what] == [{"ok"}]
+
+
+def test_a_head_that_forgets_the_temperature_is_found(patient: checks.Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "score", lambda h, w, t, temperature, **more: score(h, w, t, 1.0, **more))
+    assert list(statuses(checks.head(patient)).values()) == [{"FAILED"}] * 2
+
+
+def test_a_policy_that_cuts_off_the_blocks_below_is_found_and_the_others_pass(
+    patient: checks.Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(block: torch.nn.Module, hidden_1TD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return recompute._keep_nothing(block, hidden_1TD.detach().requires_grad_(), *args, **kwargs)
+
+    monkeypatch.setitem(recompute._RUNS, "full", cut)
+    found = statuses(checks.recompute(patient))
+    assert found.pop("recompute: full against none") == {"ok", "FAILED"}  # the loss is right
+    assert set().union(*found.values()) == {"ok"} and len(found) == 4
+
+
+@pytest.mark.parametrize("lost", ["the optimizer's state", "the place in the data", "nothing"])
+def test_a_resume_that_loses_something_is_found(
+    patient: checks.Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    own = patient.learner()
+    saved = Checkpoints(tmp_path / "checkpoints", own)
+    checks._train(own, range(2))
+    saved.save(2)
+    if lost == "the optimizer's state":
+        monkeypatch.setattr(Optimizers, "load", lambda *_: None)
+    if lost == "the place in the data":
+        restore = Checkpoints.restore
+        monkeypatch.setattr(Checkpoints, "restore", lambda self: restore(self) + 1)
+    (found,) = checks.resume(patient)
+    assert found.status == ("ok" if lost == "nothing" else "FAILED")
+
+
+def everybody_works_on_all_rows(patient: checks.Patient, world: World, folder: Path) -> list[str]:
+    with mock.patch.object(learner, "deal", lambda sizes, hands: [list(range(len(sizes)))] * hands):
+        return [finding.status for finding in checks.spread(patient, world)]
+
+
+def test_rows_that_two_processes_both_work_on_are_found(patient: checks.Patient, tmp_path: Path) -> None:
+    assert list(checks.spread_alone(patient)) == []
+    two = partial(everybody_works_on_all_rows, replace(patient, mesh=(1, 2, 1)))
+    (found,) = mesh_worker.run(2, [(2, two)], tmp_path)
+    assert found == [["FAILED"] * 8] * 2
+
+
 def test_what_is_not_a_number_fails() -> None:
     assert Finding("a against b", "loss", 1e-5, float("nan")).failed
     assert not Finding("a against b", "loss", 0.0, 0.0).failed
     assert TOLERANCE["float32"]["loss"] < TOLERANCE["bfloat16"]["loss"]
     assert compare("x", *[checks.Step(1.0, {})] * 2, "float32")[0].status == "ok"
+
+
+def test_a_gradient_that_is_missing_is_as_far_off_as_it_is_large() -> None:
+    """Of (3, 4) and 12 the 12 is missing: 12 / 13. One too many of length 13 is as far off as all that is right."""
+    both = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([12.0])}
+    assert apart(both, {"a": both["a"]}) == pytest.approx(12 / 13)
+    assert apart(both, {**both, "c": torch.tensor([13.0])}) == pytest.approx(1.0)
 
 
 def test_what_is_no_farther_from_float32_than_the_plain_path_passes() -> None:
@@ -107,6 +192,17 @@ def test_a_mesh_that_does_not_divide_the_heads_is_not_run_and_says_why(tmp_path:
     case = examine.case_of("tiny", "cpu", None, tmp_path)
     (only,) = examine.examine(case, tmp_path, ["processes"], [(1, 1, 5)])
     assert [f.status for f in only.findings] == ["not run"] and "12 attention heads" in only.findings[0].reason
+
+
+@pytest.mark.parametrize("mesh", ["1,2", "1,2,2,x", "1,0,2", "1,2,two"])
+def test_a_mesh_that_is_none_is_refused(mesh: str) -> None:
+    result = CliRunner().invoke(cli, ["doctor", "tiny", "--mesh", mesh])
+    assert isinstance(result.exception, UserError) and "give dp_replicate,dp_shard,sp" in str(result.exception)
+
+
+def test_a_mesh_that_no_check_reads_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["doctor", "tiny", "--mesh", "1,1,2", "--only", "head"])
+    assert isinstance(result.exception, UserError) and "add --only processes" in str(result.exception)
 
 
 def test_a_graphics_card_that_is_not_here_is_refused() -> None:

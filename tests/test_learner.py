@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import resource
+import shutil
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -221,6 +224,45 @@ def test_the_newest_two_checkpoints_are_kept_and_a_half_written_one_is_ignored(
     assert checkpoints.restore() == 12
     checkpoints.remove()
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "expected"),
+    [
+        (os, "fsync", 1),  # a file of weights has its content, and what describes it is not there
+        (Path, "rename", 1),  # all is written, and the folder has not its name
+        (shutil, "rmtree", 2),  # the second time: the folder has its name, and what is too old is there too
+    ],
+)
+def test_a_kill_during_a_save_costs_that_save_alone(
+    model_folder: Path, tmp_path: Path, where: Any, name: str, expected: int
+) -> None:
+    own = learner(model_folder)
+    checkpoints = checkpoint.Checkpoints(tmp_path, own)
+    for step in (0, 1):
+        own.version = step
+        checkpoints.save(step)
+    before = {name: tensor.clone() for name, tensor in own.weights()}
+    child = os.fork()
+    if not child:
+        real, calls = getattr(where, name), []
+
+        def dies(*arguments: Any, **more: Any) -> Any:
+            calls.append(arguments)
+            if name != "rmtree" or Path(arguments[0]).name == "step-000000":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **more)
+
+        setattr(where, name, dies)
+        try:
+            own.version = 2
+            checkpoints.save(2)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    again = learner(model_folder)
+    assert checkpoint.Checkpoints(tmp_path, again).restore() == expected == again.version
+    assert all(torch.equal(before[name], tensor) for name, tensor in again.weights())
 
 
 def test_a_checkpoint_that_cannot_be_written_is_the_systems_error_and_the_older_one_stays(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as fsdp
 from transformers import AutoModelForCausalLM
 
 import mesh_worker
@@ -17,8 +19,10 @@ from motet.base import jsonl
 from motet.base.errors import Elsewhere, UserError
 from motet.base.recipe import Lora, Mesh, Optimizer
 from motet.data.pack import pack
+from motet.doctor.finding import apart
 from motet.model import kernels, offload, packed, ulysses
 from motet.train.checkpoint import Checkpoints
+from motet.train.losses import cross_entropy
 from motet.train.mesh import Shape, deal, resolve
 from motet.train.world import World
 
@@ -52,8 +56,8 @@ def option(axes: Axes, name: str, model: str, world: World, folder: Path) -> Any
     return weights(own)
 
 
-def in_bfloat16(axes: Axes, world: World, folder: Path) -> Any:
-    own = learner(folder / "model", world, mesh_of(axes), model=BFLOAT16)
+def in_bfloat16(axes: Axes, weights: str, world: World, folder: Path) -> Any:
+    own = learner(folder / "model", world, mesh_of(axes), model={**BFLOAT16, "weights": weights})
     return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
 
@@ -123,6 +127,53 @@ def skipped(axes: Axes, world: World, folder: Path) -> Any:
     return metrics["optim/skipped"], own.version, all(torch.equal(before[name], after[name]) for name in before)
 
 
+def traffic(reduce_once: bool, world: World, folder: Path) -> Any:
+    """How often weights of each group are gathered, and its gradients reduced, in a step of several rows."""
+    own = learner(folder / "model", world, mesh_of((1, 1, 2), reduce_once=reduce_once))
+    batches = pack(mesh_worker.samples(UNEVEN), 30)
+    gathered, reduced = Counter[str](), Counter[str]()
+
+    def counting(counts: Counter[str], run: Any) -> Any:
+        def counted(parameters: Any, *others: Any, **more: Any) -> Any:
+            names = [parameter._param_fqn for parameter in parameters]
+            counts[next((n for n in ("layers.0", "layers.1") if n in names[0]), "root")] += 1
+            return run(parameters, *others, **more)
+
+        return counted
+
+    with (
+        mock.patch.object(fsdp, "foreach_all_gather", counting(gathered, fsdp.foreach_all_gather)),
+        mock.patch.object(fsdp, "foreach_reduce", counting(reduced, fsdp.foreach_reduce)),
+    ):
+        own.accumulate(batches, cross_entropy)
+    return len(batches), dict(gathered), dict(reduced)
+
+
+def laid_out(world: World, folder: Path) -> Any:
+    """Of each parameter, its gradient and AdamW's two moments: elements here, rows of the whole and elements a row."""
+    own = learner(folder / "model", world, mesh_of((2, 1, 2)))
+    own.accumulate(pack(mesh_worker.samples(UNEVEN), 30), cross_entropy)
+    grads = {name: p.grad for name, p in own._trained.items()}
+    own._optimizers.step(1e-3)
+    state = {key: value for key, value in own._optimizers.state().items() if key.endswith(("exp_avg", "exp_avg_sq"))}
+    tensors = {**own._trained, **{f"{name}/grad": grad for name, grad in grads.items()}, **state}
+    return {name: (t.to_local().numel(), t.shape[0], t[0].numel()) for name, t in tensors.items()}
+
+
+def damaged(world: World, folder: Path) -> Any:
+    """What one process wrote is cut short: all of them say so."""
+    own = learner(folder / "model", world, mesh_of((1, 2, 1)))
+    checkpoints = Checkpoints(folder / "damaged", own)
+    checkpoints.save(1)
+    checkpoints.wait()
+    file = folder / "damaged" / "step-000001" / "__1_0.distcp"
+    world.first(lambda: file.write_bytes(file.read_bytes()[:-100]))
+    try:
+        checkpoints.restore()
+    except UserError as error:
+        return str(error)
+
+
 def first_fails(world: World, folder: Path) -> Any:
     told = world.first(lambda: f"by {world.rank}"), world.gather(world.rank)
     try:
@@ -145,15 +196,20 @@ def found(folder: Path) -> dict[Any, list[Any]]:
     cases: dict[Any, Any] = {axes: partial(steps, axes) for axes in MESHES}
     cases |= {("option", name): partial(option, (1, 2, 2), name, "model") for name in OPTIONS}
     cases |= {("untied", "adapters"): partial(option, (2, 2, 1), "adapters", "untied")}
-    cases |= {"bfloat16": partial(in_bfloat16, (1, 2, 2)), "muon": partial(by_muon, (1, 2, 1))}
+    cases |= {("bfloat16", kind): partial(in_bfloat16, (1, 2, 2), kind) for kind in ("float32", "bfloat16")}
+    cases |= {"muon": partial(by_muon, (1, 2, 1))}
     cases |= {"saved": partial(saved, (1, 2, 1)), "resumed": partial(resumed, (2, 1, 2))}
     cases |= {
         "strided": strided,
         "exported": partial(exported, (1, 3, 1)),
         "skipped": partial(skipped, (2, 1, 1)),
         "first": first_fails,
+        "laid out": laid_out,
+        "damaged": damaged,
     }
-    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2}
+    cases |= {("traffic", once): partial(traffic, once) for once in (True, False)}
+    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2, "damaged": 2}
+    sizes |= {("traffic", once): 2 for once in (True, False)}
     sized = [(sizes.get(k, k[0] * k[1] * k[2] if k in MESHES else 4), case) for k, case in cases.items()]
     return dict(zip(cases, mesh_worker.run(4, sized, folder), strict=True))
 
@@ -201,13 +257,16 @@ def test_adapters_of_a_model_with_a_head_of_its_own(found: dict[Any, list[Any]],
     same(found["untied", "adapters"][3], option(ALONE, "adapters", "untied", World(), folder), 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_in_bfloat16_a_mesh_is_as_near_to_one_process_as_rounding_allows(
-    found: dict[Any, list[Any]], folder: Path
+    found: dict[Any, list[Any]], folder: Path, kind: str
 ) -> None:
-    alone = in_bfloat16(ALONE, World(), folder)
-    for own in found["bfloat16"]:
+    """`kind`: of the weights that the optimizer steps on, and of the gradients that it is given."""
+    alone = in_bfloat16(ALONE, kind, World(), folder)
+    for own in found["bfloat16", kind]:
         assert own["metrics"] == pytest.approx(alone["metrics"], rel=0.02)
-        assert {gradient.dtype for gradient in own["gradients"].values()} == {torch.float32}
+        assert {gradient.dtype for gradient in own["gradients"].values()} == {getattr(torch, kind)}
+        assert apart(alone["gradients"], own["gradients"]) < 0.05
 
 
 @pytest.mark.slow
@@ -260,6 +319,32 @@ def test_what_the_first_process_does_all_have_and_its_error_too(found: dict[Any,
     assert kind is ZeroDivisionError and other_kind is Elsewhere and "zero" in text
 
 
+def test_a_step_gathers_the_head_once_and_reduces_every_gradient_once(found: dict[Any, list[Any]]) -> None:
+    for rows, gathered, reduced in found["traffic", True]:
+        assert rows == 3
+        assert gathered == {"root": 1, "layers.0": 2 * rows, "layers.1": rows}  # forward and backward; the last stays
+        assert reduced == {"root": 1, "layers.0": 1, "layers.1": 1}
+    for rows, gathered, reduced in found["traffic", False]:
+        assert gathered["root"] == 1 and reduced == {"root": rows, "layers.0": rows, "layers.1": rows}
+
+
+def test_weights_gradients_and_moments_are_cut_over_the_processes_that_share_a_row(found: dict[Any, list[Any]]) -> None:
+    """Two copies, each in two halves of the rows; the MLP's 37 are 19 and 18."""
+    everyone = found["laid out"]
+    assert sum("grad" in name for name in everyone[0]) == 20 == sum("exp_avg_sq" in name for name in everyone[0])
+    for name, (_, rows, wide) in everyone[0].items():
+        larger = -(-rows // 2)
+        held = [own[name][0] for own in everyone]
+        assert held == [larger * wide, (rows - larger) * wide] * 2, name
+    up = [own["model.layers.0.mlp.up_proj.weight"][0] for own in everyone]
+    assert up == [19 * 48, 18 * 48] * 2
+
+
+def test_a_checkpoint_of_which_one_processs_part_is_cut_short_is_refused_by_all(found: dict[Any, list[Any]]) -> None:
+    for told in found["damaged"]:
+        assert "step-000001: the checkpoint is damaged" in told and "Remove this folder" in told
+
+
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -294,7 +379,11 @@ def test_axes_that_are_unset_take_what_is_left(
          r"its product is 8 and 4 processes were started \(torchrun --nproc-per-node 8"),
         (Mesh(dp_shard=16), 16, 8, 16,
          "dp_shard x sp = 16 does not stay inside a node of 8.*: dp_replicate = 2, dp_shard = 8"),
-        (Mesh(sp=2), 1, 1, 16, "its product is 2 and 1 process was started"),
+        (Mesh(sp=2), 1, 1, 16, r"its product is 2 and 1 process was started \(torchrun --nproc-per-node 2 starts"),
+        (Mesh(dp_replicate=1, dp_shard=2), 4, 4, 16,
+         r"its product is 2 and 4 .*\(torchrun --nproc-per-node 2 starts as many.*: dp_replicate = 2, dp_shard = 2"),
+        (Mesh(dp_replicate=4, dp_shard=8), 16, 8, 16,
+         r"its product is 32 and 16 .*\(torchrun --nnodes 4 --nproc-per-node 8 starts"),
     ],
 )  # fmt: skip
 def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(

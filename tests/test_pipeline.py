@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import micro
 from motet import cli, pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
+from motet.stages import evaluate, sft
 from motet.train import checkpoint
 
 STAGES = list(micro.STAGES)
@@ -331,3 +335,31 @@ def test_another_evaluation_trains_nothing_again_and_keeps_the_old_figures(tmp_p
         folder = tmp_path / "run" / name
         assert jsonl.read_json(folder / "evaluation.json")["domains"]["all"]["k"] == 3
         assert (folder / "stale-1.evaluation.json").exists()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_of_the_learner_is_left_when_its_weights_are_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """Its blocks refer to themselves: only garbage collection frees them. An engine asleep has frozen what it saw."""
+    blocks: list[weakref.ref[Any]] = []
+    left: list[int] = []
+    learned = sft.run
+
+    def run(*given: Any) -> None:
+        learned(*given)
+        blocks.extend(weakref.ref(item) for item in gc.get_objects() if type(item) is LlamaDecoderLayer)
+        if frozen:
+            gc.freeze()
+
+    monkeypatch.setattr(sft, "run", run)
+    monkeypatch.setattr(evaluate, "run", lambda *_: left.append(sum(block() is not None for block in blocks)))
+    own = micro.recipe(micro.write_recipe(tmp_path), "stages=['sft']", "stage.sft.steps=1", "model.recompute='full'")
+    gc.collect()
+    gc.disable()
+    try:
+        pipeline.run(own, tmp_path / "run", console=False)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert len(blocks) == 2 and left == [0]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from motet.base.errors import UserError
 from motet.base.load_recipe import load
 from motet.cli import cli
-from motet.plan.report import plan_of, planner_of
+from motet.plan.report import StagePlan, plan_of, planner_of
 from motet.plan.view import text
 
 PAPER = Path(__file__).parent.parent / "recipes" / "motif-2-12.7b.toml"
@@ -30,6 +30,16 @@ def test_the_papers_recipe_fits_on_one_node_of_eight_and_says_how() -> None:
     assert state.weights + state.optimizer + state.gradients == pytest.approx(16 * plan.sizes.parameters / 8, rel=1e-3)
     shown = text(plan)
     assert "fits" in shown and max(map(len, shown.splitlines())) <= 112
+
+
+def test_the_tables_in_the_docs_are_what_the_command_prints() -> None:
+    recipe = load(PAPER)
+    blocks = (PAPER.parent.parent / "docs" / "scale.md").read_text(encoding="utf-8").split("```")[1::2]
+    assert len(blocks) == 2
+    for nodes, block in enumerate(blocks, 1):
+        printed = text(plan_of(recipe, planner_of(recipe, nodes=nodes))).split("\n\n")
+        for part in block.strip().split("\n\n"):
+            assert part in printed
 
 
 def test_two_nodes_hold_less_on_each_gpu_when_they_cut_the_state_further() -> None:
@@ -64,7 +74,11 @@ def test_a_model_that_is_not_here_and_has_no_sizes_is_refused_with_what_to_give(
 
 def test_a_mesh_that_does_not_fit_the_machine_is_refused() -> None:
     recipe = load(PAPER, ["mesh.sp=3"])
-    with pytest.raises(UserError, match="sp"):
+    message = (
+        r"1 x 8 GPUs of the learner.*--gpus.*: mesh: .*its product is 6 and 8 .*"
+        "The nearest that fits: dp_replicate = 1, dp_shard = 2, sp = 4"
+    )
+    with pytest.raises(UserError, match=message):
         plan_of(recipe, planner_of(recipe))
 
 
@@ -76,3 +90,94 @@ def test_a_probe_on_a_cpu_is_near_its_prediction_and_corrects_the_plan() -> None
     assert lines and all("predicted" in line and "measured" in line for line in lines)
     errors = [abs(float(line.rpartition("(")[2].split(" %")[0])) for line in lines]
     assert max(errors) < 15.0
+
+
+# ---- who samples
+
+SAMPLED = """
+extends = "stable"
+stages = ["sft", "filter", "rl"]
+[model]
+path = "nowhere/4b"
+dtype = "bfloat16"
+device = "cuda"
+recompute = "offload"
+[model.sizes]
+hidden = 2560
+layers = 36
+heads = 32
+key_heads = 8
+head = 128
+mlp = 9728
+vocabulary = 151936
+tied = true
+[machine]
+memory_gib = 79.2
+[engine]
+kind = "vllm"
+sleep = 1
+[problems.math]
+path = "a/b"
+verifier = "math"
+domain = "math"
+[stage.sft]
+kind = "sft"
+data = [{ path = "a/b" }]
+[stage.filter]
+kind = "filter"
+problems = [{ problems = "math" }]
+[stage.rl]
+kind = "rl"
+problems = [{ stage = "filter" }]
+"""
+
+
+def stages_of(folder: Path, *overrides: str) -> dict[str, StagePlan]:
+    (folder / "sampled.toml").write_text(SAMPLED)
+    recipe = load(folder / "sampled.toml", list(overrides))
+    plan = plan_of(recipe, planner_of(recipe), tables=False)
+    assert max(map(len, text(plan).splitlines())) <= 120
+    return {stage.work.name: stage for stage in plan.stages}
+
+
+def test_an_engine_that_wakes_beside_the_learners_state_has_to_fit_there(tmp_path: Path) -> None:
+    """4.02 B parameters: float32 weights and AdamW's two moments are 12 bytes each, 48.3 GB = 45.0 GiB. Of 79.2 GiB,
+    92 % are 72.9: 27.9 are left for the engine, 0.352 of the memory."""
+    rl = stages_of(tmp_path, "engine.memory_share=0.36")["rl"]
+    assert rl.need is not None and rl.need.sampling is not None
+    assert rl.need.total <= rl.need.usable  # a step alone would do
+    assert rl.need.sampling.learner == pytest.approx(12 * 4.022e9, rel=1e-3)
+    assert rl.need.sampling.total == pytest.approx(rl.need.sampling.learner + 0.36 * 79.2 * GIB, rel=1e-6)
+    assert not rl.fits and rl.change == "engine.memory_share = 0.27"
+    assert stages_of(tmp_path, "engine.memory_share=0.35")["rl"].fits
+
+
+def test_an_engine_that_shares_the_gpu_all_along_is_told_to_sleep(tmp_path: Path) -> None:
+    rl = stages_of(tmp_path, "engine.memory_share=0.3", "engine.sleep=0")["rl"]
+    assert not rl.fits and rl.change == "engine.sleep = 2"
+
+
+def test_a_share_that_does_not_hold_the_engines_weights_does_not_fit_however_much_is_free(tmp_path: Path) -> None:
+    """Weights of 8.04 GB = 7.49 GiB; a token's keys and values 36 x 2 x 8 x 128 x 2 bytes = 147,456, of 1,280 tokens
+    0.18 GiB."""
+    found = stages_of(tmp_path, "engine.memory_share=0.08")
+    assert found["filter"].alone is not None
+    assert found["filter"].alone.engine.least == pytest.approx(7.667 * GIB, rel=1e-3)
+    assert not any(stage.fits for stage in found.values())  # that of sft does not hold its evaluation
+    assert {stage.change for stage in found.values()} == {"engine.memory_share = 0.1"}
+
+
+def test_a_stage_that_only_samples_fits_or_says_how_many_completions_side_by_side_do(tmp_path: Path) -> None:
+    """1,024 completions of 32K + 1K tokens: 147,456 bytes x 33,792 = 4.64 GiB each; (72.9 - 7.5) / 4.64 = 14."""
+    own = ("engine.kind='transformers'", "engine.sleep=0", "engine.batch_size=1024")
+    stage = stages_of(tmp_path, *own, "stage.filter.sampling.max_tokens=32768")["filter"]
+    assert not stage.fits and stage.change == "engine.batch_size = 8"
+    assert stage.alone is not None and stage.alone.total > 4000 * GIB
+
+
+def test_host_memory_that_a_checkpoint_does_not_find_is_no_fit(tmp_path: Path) -> None:
+    """A checkpoint's copy is 44.95 GiB, offloaded inputs 36 x 16,384 x 2,560 x 2 bytes = 2.81, a sleeping engine's
+    weights 7.49: together 55.26."""
+    enough, short = (stages_of(tmp_path, f"machine.host_gib={gib}", "engine.memory_share=0.3") for gib in (56, 55))
+    assert enough["rl"].fits and short["sft"].fits and not short["rl"].fits
+    assert short["rl"].need is not None and -short["rl"].need.host_spare == pytest.approx(0.26 * GIB, rel=0.05)

@@ -106,3 +106,47 @@ def test_a_sound_recipe_lacks_nothing(micro_recipe: Path) -> None:
     recipe = micro.recipe(micro_recipe)
     assert preflight.missing(recipe, recipe.stages) == []
     preflight.refuse_mesh(recipe, World())
+
+
+LONG = """
+stages = ["first", "second", "rl"]
+{model}
+[problems.sums]
+task = "addition"
+count = 10
+[stage.first]
+kind = "sft"
+data = [{{ problems = "sums" }}]
+context = 96
+[stage.second]
+kind = "sft"
+data = [{{ problems = "sums" }}]
+context = 192
+rope = {{ kind = "linear", positions = 256 }}
+[stage.rl]
+kind = "rl"
+problems = [{{ problems = "sums" }}]
+sampling = {{ max_tokens = 257 }}
+"""
+
+
+@pytest.mark.parametrize("given", ["a tiny model", "a folder"])
+def test_a_context_beyond_the_positions_is_said_before_anything_is_trained(
+    tmp_path: Path, model_folder: Path, given: str
+) -> None:
+    """96 positions; the second stage stretches them to 256, which the third starts from."""
+    model = "[model.tiny]\ncontext = 96" if given == "a tiny model" else f'[model]\npath = "{model_folder}"'
+    (tmp_path / "long.toml").write_text(LONG.format(model=model))
+    recipe = load(tmp_path / "long.toml")
+    told = "stage.{} = {}, and the model has {} positions. Shorten it, or add under [stage.{}]: rope = "
+    (line,) = preflight.missing(recipe, recipe.stages)
+    assert line.startswith(told.format("rl.sampling.max_tokens", 257, 256, "rl"))
+    short = load(tmp_path / "long.toml", ["stage.first.context=97", "stage.rl.sampling.max_tokens=256"])
+    (line,) = preflight.missing(short, short.stages)
+    assert line.startswith(told.format("first.context", 97, 96, "first"))
+    assert preflight.missing(short, ["second", "rl"]) == []
+    from_first = load(tmp_path / "long.toml", ["stage.rl.init='first'"])
+    (line,) = preflight.missing(from_first, ["rl"])
+    assert line.startswith(told.format("rl.sampling.max_tokens", 257, 96, "rl"))
+    unsaid = load(tmp_path / "long.toml", ["stages=['rl']", "stage.rl.sampling.max_tokens=96"])
+    assert preflight.missing(unsaid, ["rl"]) == []

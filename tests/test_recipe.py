@@ -49,6 +49,25 @@ def rl_of(recipe: Recipe) -> RlStage:
     return stage
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage.sft.optimizer.momentum=0.9", 'momentum = 0.9 is Muon\'s, and nothing reads it with kind = "adamw"'),
+        ("stage.sft.optimizer={schedule='constant',final_ratio=0.0}", "final_ratio = 0 is where a cosine ends"),
+        ("model={tiny={},recompute='offload',compile='on'}", 'compile = "on" has no effect with recompute = "offload"'),
+        ("stage.filter.optimizer={}", "stage.filter.optimizer: unknown key"),
+        ("stage.filter.checkpoint_every=5", "stage.filter.checkpoint_every: unknown key"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    assert message in trouble(tmp_path, override)
+
+
+def test_settings_of_muon_and_of_a_cosine_are_read_there(tmp_path: Path) -> None:
+    found = loaded(tmp_path, RECIPE, "stage.sft.optimizer={kind='muon',momentum=0.9,final_ratio=0.0}").stage["sft"]
+    assert isinstance(found, SftStage) and (found.optimizer.momentum, found.optimizer.final_ratio) == (0.9, 0.0)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "smollm2", "smollm2-gpu"])
 def test_the_recipes_that_come_with_motet_are_valid(name: str) -> None:
     assert load(ROOT / "recipes" / f"{name}.toml").name == name

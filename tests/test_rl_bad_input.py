@@ -222,6 +222,22 @@ def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
 
 
+def test_a_rollout_longer_than_one_pass_is_refused_and_a_longer_pass_goes_on_with_it(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    short: dict[str, Any] = {"steps": 2, "sampling": {"max_tokens": 12}}
+    message = (
+        r"stage.rl: a rollout of \d+ tokens, prompt and completion, is longer than micro_batch_tokens = 13, .*"
+        r"\(sampling.max_tokens = 12\). Raise it: the same command goes on"
+    )
+    with pytest.raises(UserError, match=message):
+        run(recipe_of(recipe, model, micro_batch_tokens=13, **short), tmp_path / "run")
+    sampled = groups_of(tmp_path / "run")
+    ran = run(recipe_of(recipe, model, **short), tmp_path / "run")
+    assert sampled and groups_of(ran.folder)[: len(sampled)] == sampled
+    assert [row["step"] for row in micro.metrics(ran.folder, "rl")] == [1, 2]
+
+
 # ---- numbers, disk, recipe
 
 

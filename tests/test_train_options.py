@@ -20,6 +20,7 @@ from motet.base.recipe import Lora, Model, Optimizer, Rope, SftSource, SftStage
 from motet.data.pack import Batch, Sample, idle, pack, sliced
 from motet.model.load import load_model
 from motet.model.rope import changed, positions_of, with_rope
+from motet.model.skeleton import _places
 from motet.stages.sft import _longest
 from motet.train.checkpoint import Checkpoints
 from motet.train.export import _files, write_model
@@ -183,10 +184,14 @@ def test_a_checkpoint_cut_short_is_refused_and_without_it_the_one_before_is_used
     newest = tmp_path / "step-000002"
     content = (newest / file).read_bytes()
     (newest / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"step-000002: the checkpoint is damaged .*Remove this folder"):
+    message = r"step-000002: the checkpoint is damaged .*Remove this folder: step-000001 is used then"
+    with pytest.raises(UserError, match=message):
         checkpoints.restore()
     shutil.rmtree(newest)
     assert checkpoints.restore() == 1
+    (tmp_path / "step-000001" / file).write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-000001: .*Remove this folder: the stage begins afresh then"):
+        checkpoints.restore()
 
 
 # ---- positions
@@ -303,6 +308,21 @@ def test_an_export_in_several_files_reloads_equal(model_folder: Path, tmp_path: 
     assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in own.weights())
+
+
+@pytest.mark.parametrize("fault", ["a missing file", "an index cut short", "an index of something else"])
+def test_a_model_in_several_files_that_lacks_one_is_refused_where_processes_read_their_parts(
+    model_folder: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "m"
+    AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(folder, max_shard_size="30KB")
+    index = folder / "model.safetensors.index.json"
+    if fault == "a missing file":
+        min(folder.glob("model-*.safetensors")).unlink()
+    else:
+        index.write_text(index.read_text()[:50] if "short" in fault else "{}")
+    with pytest.raises(UserError, match=f"{folder}: its weights cannot be loaded .*copy or export the model again"):
+        _places(folder)
 
 
 def test_files_are_filled_in_order_and_a_large_weight_has_one_of_its_own() -> None:

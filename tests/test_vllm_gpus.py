@@ -222,5 +222,5 @@ def test_the_plan_gives_the_learner_the_gpus_before_the_engines() -> None:
     plan = plan_of(own, planner_of(own), tables=False)
     rl = next(stage for stage in plan.stages if stage.work.name == "rl")
     assert rl.need is not None and tuple(rl.need.setup.shape) == (1, 1, 4)
-    assert rl.engine == 0 and rl.engine_words == "vLLM, on GPUs of its own (4, 5, 6, 7)"
+    assert rl.engine == (0, "vLLM, on GPUs of its own (4, 5, 6, 7)", 0) and rl.need.sampling is None
     assert Mesh(sp=4) == recipe.mesh.model_copy(update={"reduce_once": True})

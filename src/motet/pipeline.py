@@ -159,9 +159,11 @@ def _advance(item: Planned, context: Context, folder: Path) -> None:
     if isinstance(item.stage, SftStage | RlStage) and item.stage.rope is not None:
         model = context.world.first(lambda: _with_rope(item, model, folder))
     from motet.stages import alarmed
+    from motet.train.memory import let_go
 
     with alarmed.explained(item.name, context, partial(_forecast, item.name, context.recipe)):
         _run_stage(item, context, model)
+        let_go()
         context.world.first(lambda: _finish(item, context, folder, model, begun))
 
 

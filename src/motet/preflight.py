@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from motet.base import places
 from motet.base.errors import UserError
@@ -18,6 +18,7 @@ from motet.base.recipe import (
     RlStage,
     SftStage,
     SynthesizeStage,
+    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -42,12 +43,45 @@ def refuse_mesh(recipe: Recipe, world: World) -> None:
     """Raises UserError for a mesh that does not fit these processes or the model's heads, where its config is here."""
     from motet.train.mesh import resolve
 
-    heads = recipe.model.tiny.heads if recipe.model.tiny is not None else None
-    config = Path(recipe.model.path or "") / "config.json"
-    if recipe.model.path is not None and config.is_file():
-        heads = json.loads(config.read_text(encoding="utf-8")).get("num_attention_heads")
+    heads = recipe.model.tiny.heads if recipe.model.tiny is not None else _config(recipe).get("num_attention_heads")
     if heads is not None:
         resolve(recipe.mesh, world.size, world.per_node, heads)
+
+
+def _beyond(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Contexts and completions longer than the positions of the weights that a stage starts from, where the base
+    model's are known here: through the stages before it, which may set a rope."""
+    positions = {"base": _positions(recipe)}
+    for name in recipe.stages:
+        stage = recipe.stage[name]
+        if not isinstance(stage, SftStage | RlStage):
+            continue
+        own = stage.rope.positions if stage.rope is not None else positions[weights_of(recipe, name)]
+        positions[name] = own
+        key, tokens = ("context", stage.context) if isinstance(stage, SftStage) else (
+            "sampling.max_tokens", stage.sampling.max_tokens)  # fmt: skip
+        said = isinstance(stage, RlStage) or key in stage.model_fields_set
+        if name in stages and said and own is not None:
+            yield f"stage.{name}", lambda n=name, k=key, t=tokens, o=own: places.check_positions(n, k, t, o)  # type: ignore[misc]
+
+
+def _positions(recipe: Recipe) -> int | None:
+    if recipe.model.tiny is not None:
+        return recipe.model.tiny.context
+    found = _config(recipe).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """Of the model, where its folder is here."""
+    config = Path(recipe.model.path or "") / "config.json"
+    if recipe.model.path is None or not config.is_file():
+        return {}
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:  # whoever loads the model says so
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _why(check: Callable[[], None]) -> str:
@@ -66,6 +100,7 @@ def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
     if recipe.model.path is not None:
         path = recipe.model.path
         yield "model.path", lambda: places.check_folder(path)
+    yield from _beyond(recipe, stages)
     yield from _engine("engine", recipe.engine)
     sets: dict[str, None] = {}
     for name in stages:

@@ -20,6 +20,15 @@ def check_folder(path: str | Path) -> None:
         raise UserError(f"{folder}: no such model folder. Give a Hugging Face folder or a hub id like owner/name.")
 
 
+def check_positions(stage: str, key: str, tokens: int, positions: int) -> None:
+    """stage.STAGE.KEY is so many tokens, on weights that have so many positions."""
+    if tokens > positions:
+        raise UserError(
+            f"stage.{stage}.{key} = {tokens}, and the model has {positions} positions. Shorten it, or add under "
+            f'[stage.{stage}]: rope = {{ kind = "yarn", positions = {tokens} }}'
+        )
+
+
 def check_data(path: str) -> None:
     """Data must be here, or have the form of a hub id."""
     if not Path(path).exists() and not is_hub_id(path):

@@ -65,10 +65,12 @@ def doctor(model: str, meshes: tuple[str, ...], only: tuple[str, ...], device: s
     from motet.base.errors import UserError
     from motet.doctor import examine, view
 
-    axes = [tuple(int(part) for part in mesh.split(",") if part.strip().isdigit()) for mesh in meshes]
+    axes = [tuple(int(part) if part.strip().isdigit() else 0 for part in mesh.split(",")) for mesh in meshes]
     for mesh, given in zip(axes, meshes, strict=True):
         if len(mesh) != 3 or min(mesh) < 1:
             raise UserError(f"--mesh {given}: give dp_replicate,dp_shard,sp, 1,2,2 say")
+    if meshes and only and "processes" not in only:
+        raise UserError(f"--mesh {meshes[0]} is for the check of processes; add --only processes, or leave it out")
     with examine.scratch() as place:
         case = examine.case_of(model, device, dtype, Path(place))
         click.echo(view.title(model, case))

@@ -83,10 +83,10 @@ def no_farther(what: str, truth: Step, plain: Step, found: Step, dtype: str) -> 
 
 
 def apart(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> float:
-    """Euclidean norm of the difference, over that of `expected`."""
-    assert expected.keys() == found.keys()
+    """Euclidean norm of the difference, over that of `expected`; a gradient that one of them lacks is zero there."""
     squares, wholes = 0.0, 0.0
-    for name, tensor in expected.items():
-        squares += float((found[name].double() - tensor.double()).square().sum())
-        wholes += float(tensor.double().square().sum())
+    for name in sorted(expected.keys() | found.keys()):
+        own, other = (held[name].double() if name in held else 0.0 for held in (expected, found))
+        squares += float(torch.as_tensor(other - own).square().sum())
+        wholes += float(torch.as_tensor(own).square().sum())
     return (squares / wholes) ** 0.5 if wholes else float(squares > 0)

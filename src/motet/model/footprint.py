@@ -420,6 +420,13 @@ def state_of(sizes: Sizes, training: Training) -> State:
     )
 
 
+def at_rest(sizes: Sizes, training: Training) -> int:
+    """Bytes between two steps, when an engine samples: weights that the optimizer steps on, and its state."""
+    state = state_of(sizes, training)
+    copies = training.element * (training.adapters or sizes.parameters) * training.copies
+    return state.weights + state.optimizer - copies
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Of one process in a training step."""

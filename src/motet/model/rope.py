@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from motet.base import jsonl
 from motet.base.errors import UserError
-from motet.base.places import check_folder
+from motet.base.places import check_folder, check_positions
 from motet.base.recipe import Rope
 
 
@@ -32,11 +32,8 @@ def positions_of(path: str | Path) -> int | None:
 def require_positions(stage: str, key: str, tokens: int, path: str | Path) -> None:
     """Raises UserError where stage.STAGE.KEY, so many tokens, is more than the model at `path` has positions for."""
     positions = positions_of(path)
-    if positions is not None and tokens > positions:
-        raise UserError(
-            f"stage.{stage}.{key} = {tokens}, and the model has {positions} positions. Shorten it, or add under "
-            f'[stage.{stage}]: rope = {{ kind = "yarn", positions = {tokens} }}'
-        )
+    if positions is not None:
+        check_positions(stage, key, tokens, positions)
 
 
 def with_rope(path: str | Path, rope: Rope, folder: Path) -> Path:

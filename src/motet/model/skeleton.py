@@ -121,8 +121,12 @@ def _places(path: str | Path) -> dict[str, Path] | None:
     """The file of each weight of a safetensors checkpoint; None where it is of another kind."""
     index = cached_file(str(path), SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
     if index is not None:
-        files: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        found = {name: cached_file(str(path), name) for name in set(files.values())}
+        try:
+            files: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            found = {name: cached_file(str(path), name) for name in set(files.values())}
+        except (OSError, ValueError, KeyError) as error:  # a file that is missing, an index that is cut short
+            said = str(error).splitlines()[0]
+            raise UserError(f"{path}: its weights cannot be loaded ({said}); copy or export the model again") from error
         return {name: Path(str(found[file])) for name, file in files.items()}
     single = cached_file(str(path), SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     if single is None:

@@ -11,9 +11,9 @@ import torch
 from motet.base.recipe import Machine, Model, Recipe
 from motet.model.footprint import LADDER, Sizes
 from motet.model.recompute import Policy
-from motet.plan.setup import BYTES, Need, Planner, Setup
+from motet.plan.setup import Need, Planner, Sampling, Setup
 from motet.plan.sizing import positions_of, sizes_of
-from motet.plan.work import Work, engine_share, works_of
+from motet.plan.work import Share, Work, works_of
 
 COLUMNS: tuple[Policy, ...] = (*LADDER, "offload")
 
@@ -33,16 +33,18 @@ class StagePlan:
     work: Work
     need: Need | None
     """None where nothing is trained."""
-    engine: int
-    engine_words: str
+    engine: Share
+    """Of who samples for it, while the learner works where there is one."""
+    alone: Sampling | None
+    """An engine without the learner: the stage's where it trains nothing, else that of the evaluation after it."""
     change: str
     """The smallest that makes it fit; empty where it fits or nothing helps."""
-    changed: Need | None
+    changed: Need | Sampling | None
     table: tuple[Row, ...]
 
     @property
     def fits(self) -> bool:
-        return self.need is None or self.need.spare >= 0
+        return (self.need is None or self.need.fits) and (self.alone is None or self.alone.spare >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +85,21 @@ def plan_of(recipe: Recipe, planner: Planner, tables: bool = True) -> Plan:
 
 
 def _stage(planner: Planner, work: Work, tables: bool) -> StagePlan:
-    element = BYTES[planner.recipe.model.dtype]
-    engine = engine_share(work, planner.sizes, element, planner.memory, beside_learner=work.trains)
+    sampler = work.evaluator if work.trains else work.engine
+    alone = planner.sampling(work, sampler)
+    found: tuple[str, Need | Sampling] | None = None
+    if alone is not None and sampler is not None and alone.spare < 0:
+        found = planner.smallest_engine(work, sampler)
     if not work.trains:
-        return StagePlan(work, None, engine.size, engine.words, "", None, ())
+        words, changed = found or ("", None)
+        return StagePlan(work, None, planner.share(work), alone, words, changed, ())
     setup = planner.asked(work)
     need = planner.need(work, setup)
-    found = planner.smallest_change(work, setup) if need.spare < 0 else None
+    if not need.fits:
+        found = planner.smallest_change(work, setup)
     table = tuple(_row(planner, work, setup, shape) for shape in planner.shapes()) if tables else ()
     words, changed = found or ("", None)
-    return StagePlan(work, need, engine.size, engine.words, words, changed, table)
+    return StagePlan(work, need, need.engine, alone, words, changed, table)
 
 
 def _row(planner: Planner, work: Work, setup: Setup, shape: Any) -> Row:
@@ -119,10 +126,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
     stages = []
     for stage in plan.stages:
         found: dict[str, Any] = {
-            "stage": stage.work.name, "kind": stage.work.kind, "engine": stage.engine, "fits": stage.fits,
+            "stage": stage.work.name, "kind": stage.work.kind, "engine": stage.engine.size, "fits": stage.fits,
+            "engine_alone": stage.alone.total if stage.alone else 0, "change": stage.change or None,
         }  # fmt: skip
         if stage.need is not None:
-            found |= _need(stage.need) | {"change": stage.change or None}
+            found |= _need(stage.need)
             found["table"] = [
                 {"mesh": row.shape, "asked": row.asked, **dict(zip(COLUMNS, row.needs, strict=True))}
                 for row in stage.table
@@ -143,5 +151,7 @@ def _need(need: Need) -> dict[str, Any]:
         "gradients_before_row": state.made(need.forecast.row), "gradients_of_row": peak.gradients,
         "kept": peak.kept, "working": peak.working,
         "attention": need.attention, "exchanged": need.exchanged, "head": peak.head, "highest_at": peak.at,
-        "reference": need.reference, "host_saving": need.host.saving, "host_offloaded": need.host.offloaded,
+        "reference": need.reference, "sampling": need.sampling.total if need.sampling else 0,
+        "host_saving": need.host.saving, "host_exporting": need.host.exporting, "host_offloaded": need.host.offloaded,
+        "host_asleep": need.host.asleep,
     }  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from motet.base.recipe import Machine, Recipe
+from motet.base.errors import UserError
+from motet.base.recipe import Engine, Machine, Recipe
 from motet.model import footprint
 from motet.model.blocks import is_compiled
 from motet.model.footprint import LADDER, MARGIN, Compute, Forecast, Row, Sizes, Training, row_of
@@ -20,6 +21,8 @@ from motet.train.mesh import Shape, fitting, resolve
 BYTES = {"float32": 4, "bfloat16": 2}
 EXPORTED = 4 << 30
 """Bytes of an exported file, which the first process holds in host memory while it is written."""
+MOST_OF_A_GPU = 0.92
+"""vLLM is given no more than this."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Setup:
     """Tokens of a row at most."""
     rank: int
     """Of adapters; 0: everything is trained."""
+    engine: Engine | None = None
+    """Who samples between the steps."""
 
 
 class Host(NamedTuple):
@@ -46,10 +51,32 @@ class Host(NamedTuple):
     exporting: int
     offloaded: int
     """Pinned buffers of offloaded blocks."""
+    asleep: int
+    """Weights of engines that sleep."""
 
     @property
     def most(self) -> int:
-        return self.offloaded + max(self.saving, self.exporting)
+        return self.offloaded + self.asleep + max(self.saving, self.exporting)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a GPU holds while an engine samples."""
+
+    engine: Share
+    learner: int
+    """Weights and optimizer, without a row; 0 where the learner has gone."""
+    usable: int
+
+    @property
+    def total(self) -> int:
+        return self.engine.size + self.learner
+
+    @property
+    def spare(self) -> int:
+        """Less than nothing too where the engine's share is less than it needs."""
+        short = self.engine.size - self.engine.least
+        return short if short < 0 else self.usable - self.total
 
 
 @dataclass(frozen=True)
@@ -61,19 +88,34 @@ class Need:
     policies: dict[str, int]
     """How many blocks have which policy."""
     engine: Share
+    """While the learner works."""
+    sampling: Sampling | None
+    """Between the steps; None where nothing is sampled on the learner's GPUs."""
     reference: int
     attention: int
     """Of the row's bytes: float32 sums of attention's backward pass."""
     exchanged: int
     """Of the row's bytes: what goes through Ulysses' all-to-alls."""
     total: int
-    """Bytes of the fullest GPU."""
+    """Bytes of the fullest GPU in a step."""
     usable: int
     host: Host
+    host_usable: int | None
+    """Of a node, where it is known."""
 
     @property
     def spare(self) -> int:
-        return self.usable - self.total
+        """Bytes of the fullest GPU that are left, in a step or while the engine samples."""
+        spare = self.usable - self.total
+        return spare if self.sampling is None else min(spare, self.sampling.spare)
+
+    @property
+    def host_spare(self) -> int:
+        return 0 if self.host_usable is None else self.host_usable - self.host.most
+
+    @property
+    def fits(self) -> bool:
+        return self.spare >= 0 and self.host_spare >= 0
 
 
 class Planner:
@@ -92,10 +134,15 @@ class Planner:
     def asked(self, work: Work) -> Setup:
         """What the recipe says. Raises UserError for a mesh that does not fit."""
         model, mesh = self.recipe.model, self.recipe.mesh
-        shape = resolve(mesh, self.gpus, self.per_node, self.sizes.heads)
+        try:
+            shape = resolve(mesh, self.gpus, self.per_node, self.sizes.heads)
+        except UserError as error:
+            machine = f"{self.machine.nodes} x {self.per_node} GPUs of the learner, a process on each"
+            raise UserError(f"{machine} (--nodes and --gpus plan for others): {error}") from None
         return Setup(
-            shape, model.recompute, model.weights, mesh.reduce_once, mesh.reshard_after_forward, work.tokens, work.lora
-        )
+            shape, model.recompute, model.weights, mesh.reduce_once, mesh.reshard_after_forward, work.tokens, work.lora,
+            work.engine,
+        )  # fmt: skip
 
     def need(self, work: Work, setup: Setup) -> Need:
         """Of a stage that trains."""
@@ -104,17 +151,31 @@ class Planner:
         compute = self.compute(setup)
         tokens = math.ceil(setup.row / setup.shape.sp)
         row = row_of(self.sizes, training, tokens, work.known, work.entropy_gradient)
-        engine = engine_share(work, self.sizes, element, self.memory, beside_learner=True)
+        engine = engine_share(setup.engine, work.sampled, self.sizes, element, self.memory, asleep=True)
         reference = element * self.sizes.parameters // training.shards if work.reference else 0
         others = engine.size + reference
         policies = self.policies(work, setup, compute, training, row, others)
         found = footprint.forecast(self.sizes, compute, training, row, policies, others)
         found = self._corrected(work, found)
         attention, exchanged = footprint.attention_bytes(self.sizes, compute, tokens)
+        sampling = self.sampling(work, setup.engine, reference + footprint.at_rest(self.sizes, training))
+        host_usable = None if self.machine.host_gib is None else int(self.machine.host_gib * 2**30)
         return Need(
-            setup, found, dict(Counter(policies)), engine, reference, attention, exchanged, found.total, self.usable,
-            self.host(setup, training, tokens, policies),
+            setup, found, dict(Counter(policies)), engine, sampling, reference, attention, exchanged, found.total,
+            self.usable, self.host(setup, training, tokens, policies), host_usable,
         )  # fmt: skip
+
+    def share(self, work: Work) -> Share:
+        """Of the engine that a stage without a learner samples by."""
+        return engine_share(work.engine, work.sampled, self.sizes, BYTES[self.recipe.model.dtype], self.memory)
+
+    def sampling(self, work: Work, engine: Engine | None, learner: int = 0) -> Sampling | None:
+        """While an engine samples on the learner's GPUs, beside so many bytes of the learner's. vLLM leaves what is not
+        its share alone; of what the learner has, a part is lost to fragmentation."""
+        share = engine_share(engine, work.sampled, self.sizes, BYTES[self.recipe.model.dtype], self.memory)
+        if not share.size or engine is None:
+            return None
+        return Sampling(share, learner, self.usable if learner or engine.kind != "vllm" else self.memory)
 
     def training(self, work: Work, setup: Setup) -> Training:
         adapters = footprint.adapter_parameters(self.sizes, setup.rank) if setup.rank else 0
@@ -157,7 +218,10 @@ class Planner:
         ranks = min(self.gpus, self.per_node)
         saving = ranks * per_rank if self.on_gpu or self.gpus > 1 else 0
         moved = Counter(policies)["offload"] * tokens * self.sizes.width * training.element if self.on_gpu else 0
-        return Host(saving, min(EXPORTED, training.element * self.sizes.parameters), ranks * moved)
+        weights, engine = training.element * self.sizes.parameters, setup.engine
+        asleep = engine is not None and engine.sleep == 1 and not engine.urls
+        servers = max(1, len(engine.gpus) // engine.gpus_of_a_server) if engine is not None else 0
+        return Host(saving, min(EXPORTED, weights), ranks * moved, servers * weights * asleep)
 
     def _corrected(self, work: Work, found: Forecast) -> Forecast:
         factor = self.corrections.get(work.name)
@@ -184,8 +248,16 @@ class Planner:
                 for change in chosen:
                     changed = change.apply(changed)
                 need = self.need(work, changed)
-                if need.spare >= 0:
+                if need.fits:
                     return ", ".join(change.words for change in chosen), need
+        return None
+
+    def smallest_engine(self, work: Work, engine: Engine) -> tuple[str, Sampling] | None:
+        """What makes an engine fit where the learner has gone; None: nothing does."""
+        for changed, words in _engines(engine, "engine" if engine is work.evaluator else work.engine_key):
+            found = self.sampling(work, changed)
+            if found is None or found.spare >= 0:
+                return (words, found) if found is not None else None
         return None
 
     def _changes(self, work: Work, setup: Setup) -> Iterator[Change]:
@@ -206,6 +278,13 @@ class Planner:
                 yield Change("mesh", words, lambda s, shape=shape: replace(s, shape=shape))  # type: ignore[misc]
         if setup.reduce_once and setup.shape.size > 1:
             yield Change("reduce_once", "mesh.reduce_once = false", lambda s: replace(s, reduce_once=False))
+        overlap = getattr(self.recipe.stage[work.name], "overlap", False)
+        if setup.engine is not None and self.sampling(work, setup.engine) is not None:
+            if setup.engine.kind == "vllm" and not setup.engine.sleep and self.on_gpu and not overlap:
+                asleep = setup.engine.model_copy(update={"sleep": 2})
+                yield Change("engine", f"{work.engine_key}.sleep = 2", lambda s: replace(s, engine=asleep))
+            for other, words in _engines(setup.engine, work.engine_key):
+                yield Change("engine", words, lambda s, other=other: replace(s, engine=other))  # type: ignore[misc]
         shorter = [n for n in (setup.row // 2, setup.row // 4) if n >= work.longest]
         for row in shorter:
             words = f"stage.{work.name}.micro_batch_tokens = {row}"
@@ -225,3 +304,16 @@ class Change(NamedTuple):
 
 def _recompute(policy: Policy) -> Change:
     return Change("recompute", f'model.recompute = "{policy}"', lambda s: replace(s, recompute=policy))
+
+
+def _engines(engine: Engine, key: str) -> Iterator[tuple[Engine, str]]:
+    """The same engine with less memory, or, of vLLM, with more: from the setting that is nearest."""
+    if engine.kind == "vllm":
+        shares = [round(engine.memory_share * factor, 2) for factor in (0.75, 0.5, 1.25, 1.5, 2.0)]
+        for share in (share for share in shares if 0.0 < share <= MOST_OF_A_GPU):
+            yield engine.model_copy(update={"memory_share": share}), f"{key}.memory_share = {share:g}"
+        return
+    size = engine.batch_size // 2
+    while size:
+        yield engine.model_copy(update={"batch_size": size}), f"{key}.batch_size = {size}"
+        size //= 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from motet.model.footprint import MARGIN
 from motet.plan.probe import Probed, measured_factor
 from motet.plan.report import COLUMNS, Plan, Row, StagePlan
-from motet.plan.setup import Need
+from motet.plan.setup import Need, Sampling
 
 GIB = 2**30
 
@@ -31,26 +31,44 @@ def text(plan: Plan) -> str:
 
 
 def _stage(stage: StagePlan, plan: Plan) -> list[str]:
-    work = stage.work
-    if stage.need is None:
-        size = f"engine {stage.engine / GIB:.1f} GiB ({stage.engine_words})"
-        return [f"{work.name} ({work.kind}): trains nothing; {size}"]
-    need = stage.need
-    shape = need.setup.shape
-    mesh = " x ".join(map(str, shape))
-    lines = [
-        f"{work.name} ({work.kind}): rows of {work.tokens:,} tokens, at most {work.rows} a step; mesh {mesh}, "
-        f"{_policies(need)}",
-        *_parts(need),
-        "  " + _verdict(need.spare),
-    ]
+    work, need = stage.work, stage.need
+    if need is None:
+        words = (
+            f"{work.name} ({work.kind}): trains nothing; engine {_size(stage.engine.size)} GiB ({stage.engine.words})"
+        )
+        lines = [words, *([f"  {_of_engine(stage.alone)}"] if stage.alone else [])]
+    else:
+        mesh = " x ".join(map(str, need.setup.shape))
+        lines = [
+            f"{work.name} ({work.kind}): rows of {work.tokens:,} tokens, at most {work.rows} a step; mesh {mesh}, "
+            f"{_policies(need)}",
+            *_parts(need),
+            "  " + _whole_verdict(need),
+            *_host(need),
+        ]
+        if stage.alone is not None and (need.sampling is None or stage.alone.spare < 0):
+            size = f"{_size(stage.alone.total)} GiB ({stage.alone.engine.words})"
+            lines += [f"  evaluated by an engine of {size}", f"            {_of_engine(stage.alone)}"]
     if stage.changed is not None:
         after = f"{_size(stage.changed.total)} GiB, {_verdict(stage.changed.spare)}"
         lines.append(f"  smallest change: {stage.change}: {after}")
     elif not stage.fits:
         lines.append("  no change of up to three settings makes it fit: more GPUs, or a smaller model")
-    lines.append("  " + _host(need, plan))
     return lines
+
+
+def _whole_verdict(need: Need) -> str:
+    step = need.usable - need.total
+    if step >= 0 > need.spare:
+        return f"a step {_verdict(step)}; while the engine samples it does NOT fit"
+    return _verdict(need.spare)
+
+
+def _of_engine(sampling: Sampling) -> str:
+    """Whether it fits, and where not, why."""
+    if sampling.engine.least > sampling.engine.size:
+        return f"does NOT fit: its weights and one completion take {_size(sampling.engine.least)} GiB"
+    return _verdict(sampling.spare)
 
 
 def _parts(need: Need) -> list[str]:
@@ -76,9 +94,23 @@ def _parts(need: Need) -> list[str]:
         f"            highest at {where[peak.at]}" + (f"; beside it {_listed(beside)}" if any(beside.values()) else ""),
         f"  together  {_size(need.total)} GiB on the fullest GPU",
     ]
+    if need.setup.engine is not None:
+        lines[-1:-1] = _engine(need)
     if steps:
         lines.insert(3, "            the optimizer's step, without a row, is higher")
     return lines
+
+
+def _engine(need: Need) -> list[str]:
+    """Who samples between the steps."""
+    between = need.sampling
+    if between is None:
+        return [f"  engine    0 ({need.engine.words})"]
+    learner = f"beside {_size(between.learner)} of the learner"
+    lines = [f"  engine    {_size(between.engine.size)} while it samples ({between.engine.words}), {learner}"]
+    if not need.engine.size:
+        lines.append(f"            {need.engine.words}")
+    return lines if between.spare >= 0 else [*lines, f"            {_of_engine(between)}"]
 
 
 def _listed(sizes: dict[str, int]) -> str:
@@ -87,7 +119,7 @@ def _listed(sizes: dict[str, int]) -> str:
 
 def _size(size: int) -> str:
     gib = size / GIB
-    return f"{gib:.1f}" if gib >= 9.95 else f"{gib:.2f}" if gib >= 0.01 else f"{gib:.4f}"
+    return "0" if not size else f"{gib:.1f}" if gib >= 9.95 else f"{gib:.2f}" if gib >= 0.01 else f"{gib:.4f}"
 
 
 def _policies(need: Need) -> str:
@@ -98,15 +130,15 @@ def _verdict(spare: int) -> str:
     return f"fits, {_size(spare)} GiB to spare" if spare >= 0 else f"does NOT fit: {_size(-spare)} GiB too much"
 
 
-def _host(need: Need, plan: Plan) -> str:
+def _host(need: Need) -> list[str]:
     host = need.host
-    words = f"host memory of a node: {_size(host.saving)} GiB while a checkpoint is written"
-    words += f", {_size(host.exporting)} at export"
-    words += f", {_size(host.offloaded)} for offloaded inputs" if host.offloaded else ""
-    limit = plan.machine.host_gib
-    if limit is not None and host.most > limit * GIB:
-        words += f"; {_size(int(host.most - limit * GIB))} more than its {limit:.0f}"
-    return words
+    words = f"  host memory of a node: {_size(host.saving)} GiB while a checkpoint is written"
+    lines = [words + f", {_size(host.exporting)} at export"]
+    besides = _listed({"offloaded inputs": host.offloaded, "an engine asleep": host.asleep})
+    lines += [f"            besides {besides}"] if besides else []
+    if need.host_spare < 0 and need.host_usable is not None:
+        lines.append(f"            does NOT fit: {_size(-need.host_spare)} GiB more than its {_size(need.host_usable)}")
+    return lines
 
 
 def _table(rows: tuple[Row, ...], usable: int) -> list[str]:

@@ -33,7 +33,11 @@ class Work:
     """Rank of its adapters; 0: none."""
     muon: bool
     engine: Engine | None
-    """Who samples in the learner's processes."""
+    """Who samples for the stage."""
+    engine_key: str
+    """Where the recipe says so."""
+    evaluator: Engine | None
+    """Who samples for the evaluation of the weights that it made, when the learner has gone."""
     sampled: int
     """Tokens of a completion with its prompt."""
 
@@ -61,6 +65,9 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
         sampled = stage.prompts_per_step * stage.group_size // stage.algorithm.minibatches
         rows = math.ceil(sampled * longest / tokens)
     trained = isinstance(stage, TrainingStage)
+    evaluated = stage.evaluate if trained else stage.kind == "evaluate"
+    longest_sampled = max(sampling.max_tokens, recipe.evaluation.sampling.max_tokens * evaluated)
+    teacher: Engine | None = getattr(stage, "teacher", None)
     return Work(
         name=name,
         kind=stage.kind,
@@ -71,9 +78,11 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
         entropy_gradient=isinstance(stage, RlStage) and stage.algorithm.entropy_bonus > 0,
         reference=isinstance(stage, RlStage) and stage.algorithm.kl > 0,
         lora=stage.lora.rank if isinstance(stage, TrainingStage) and stage.lora else 0,
-        muon=trained and stage.optimizer.kind == "muon",
-        engine=None if isinstance(stage, SftStage) else _sampler(stage, recipe),
-        sampled=sampling.max_tokens + PROMPT,
+        muon=isinstance(stage, TrainingStage) and stage.optimizer.kind == "muon",
+        engine=None if isinstance(stage, SftStage) else teacher or recipe.engine,
+        engine_key=f"stage.{name}.teacher" if teacher else "engine",
+        evaluator=recipe.engine if trained and evaluated else None,
+        sampled=longest_sampled + PROMPT,
     )
 
 
@@ -84,35 +93,34 @@ def _context(stage: SftStage, positions: int | None) -> int:
     return min(stage.context, most)
 
 
-def _sampler(stage: Stage, recipe: Recipe) -> Engine:
-    teacher: Engine | None = getattr(stage, "teacher", None)
-    return teacher or recipe.engine
-
-
 class Share(NamedTuple):
     """Of one GPU."""
 
     size: int
     words: str
+    least: int = 0
+    """Without so much it cannot work: its weights and one completion's cache."""
 
 
-def engine_share(work: Work, sizes: Sizes, element: int, memory: int, beside_learner: bool) -> Share:
-    """What the engine holds of a GPU that the learner uses as well, in the first process; all of its own elsewhere."""
-    engine = work.engine
+def engine_share(
+    engine: Engine | None, sampled: int, sizes: Sizes, element: int, memory: int, asleep: bool = False
+) -> Share:
+    """What an engine holds of a GPU that the learner uses as well, in the first process; all of its own elsewhere.
+    `sampled`: tokens of a completion with its prompt; `asleep`: the learner works, where the engine gives way to it."""
     if engine is None:
         return Share(0, "nothing is sampled")
     if engine.kind in ("endpoint", "scripted") or engine.urls:
         return Share(0, "sampled elsewhere")
     if engine.apart:
         return Share(0, f"vLLM, on GPUs of its own ({', '.join(map(str, engine.gpus))})")
+    weights, completion = element * sizes.parameters, sampled * kv_bytes(sizes, element)
     if engine.kind == "vllm":
-        if beside_learner and engine.sleep:
+        if asleep and engine.sleep:
             return Share(0, f"vLLM, asleep (sleep = {engine.sleep}) while the learner works")
-        return Share(int(engine.memory_share * memory), f"vLLM, memory_share = {engine.memory_share:g}")
-    weights = element * sizes.parameters
-    cache = engine.batch_size * work.sampled * kv_bytes(sizes, element)
-    words = f"weights {weights / 2**30:.1f} GiB, cache of {engine.batch_size} x {work.sampled:,} tokens"
-    return Share(weights + cache, words)
+        least = (weights + completion) // engine.gpus_of_a_server
+        return Share(int(engine.memory_share * memory), f"vLLM, memory_share = {engine.memory_share:g}", least)
+    words = f"weights {weights / 2**30:.1f} GiB, cache of {engine.batch_size} x {sampled:,} tokens"
+    return Share(weights + engine.batch_size * completion, words)
 
 
 def kv_bytes(sizes: Sizes, element: int) -> int:

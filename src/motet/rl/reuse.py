@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from motet.base.errors import UserError
 from motet.base.recipe import Algorithm, Correction, RlStage
 from motet.base.run import Timers, log
 from motet.data.pack import Batch, Sample, pack
@@ -36,6 +37,7 @@ def learn(
     are of the learner's present weights; between others the engine's arithmetic cannot be compared.
     """
     algorithm, temperature = config.algorithm, config.sampling.temperature
+    _refuse_longer([sample for group in live for sample in group], config)
     dealt_out = minibatches(dealt(live, algorithm), algorithm.minibatches)
     parts = [weighted(part, algorithm, config.sampling.max_tokens) for part in dealt_out]
     packed = [
@@ -64,6 +66,16 @@ def learn(
     if len(shares) > 1:
         metrics |= {f"loss/share/{domain}": share for domain, share in shares.items()}
     return metrics | {"tokens/scored": sum(b.num_scored for batches in packed for b in batches)}
+
+
+def _refuse_longer(samples: Sequence[Sample], config: RlStage) -> None:
+    longest = max((len(sample.tokens) for sample in samples), default=0)
+    if longest > config.micro_batch_tokens:
+        raise UserError(
+            f"a rollout of {longest} tokens, prompt and completion, is longer than micro_batch_tokens = "
+            f"{config.micro_batch_tokens}, the most that one pass may hold (sampling.max_tokens = "
+            f"{config.sampling.max_tokens}). Raise it: the same command goes on with the rollouts that are there."
+        )
 
 
 @dataclass

@@ -109,9 +109,10 @@ def run(name: str, config: RlStage, context: Context, stage: Callable[[str, RlSt
         context.world.first(lambda: finish_rollback(name, context))
         try:
             stage(name, config, context, model)
+            return
         except RolledBack:
-            continue
-        return
+            pass
+        memory.let_go()
 
 
 def finish_rollback(name: str, context: Context) -> None:

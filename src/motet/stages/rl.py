@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from motet.base.errors import naming
 from motet.base.recipe import RlStage
 from motet.base.records import seed_of
 from motet.base.run import Timers, log, progress
@@ -54,7 +55,8 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
             metrics |= chosen | staleness(groups, learner.version)
             if live:
                 fresh = not metrics["rollout/staleness_max"]
-                metrics |= learn(learner, live, config, time, reference, own_numbers, fresh)
+                with naming(f"stage.{name}"):
+                    metrics |= learn(learner, live, config, time, reference, own_numbers, fresh)
             else:
                 log.info(
                     "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)

@@ -177,7 +177,9 @@ def _differences(held: dict[str, tuple[torch.dtype, tuple[int, ...]]], state: di
 
 def _damaged(folder: Path, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return f"{folder}: the checkpoint is damaged ({reason}). Remove this folder: the one before it is used then."
+    older = [step for step in _steps(folder.parent) if step != folder]
+    then = f"{older[-1].name} is used then" if older else "the stage begins afresh then, there is none before it"
+    return f"{folder}: the checkpoint is damaged ({reason}). Remove this folder: {then}."
 
 
 def _quietly(function: Callable[[], Any]) -> Any:

@@ -55,6 +55,14 @@ class Largest(NamedTuple):
     """ "logits_CV [1024, 49152] float32 in train/logprobs.py" """
 
 
+def let_go() -> None:
+    """After a stage: what nothing refers to any more is freed at once. A block whose forward pass was replaced refers
+    to itself, so a learner's weights and gradients stay until garbage is collected, and who comes next, an engine for
+    the evaluation or another learner, would have to fit beside them. vLLM asleep has frozen what was there before."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Of a GPU, or of the host; raised here, or told by the engine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -59,12 +59,19 @@ def _problems(shape: Shape, size: int, per_node: int, heads: int) -> Iterator[st
     if shape.size != size:
         yield (
             f"its product is {shape.size} and {size} {'process was' if size == 1 else 'processes were'} started "
-            f"(torchrun --nproc-per-node {min(shape.size, max(per_node, shape.dp_shard * shape.sp))} starts more)"
+            f"({_torchrun(shape, size, per_node)} starts as many as it asks for)"
         )
     if heads % shape.sp:
         yield f"sp = {shape.sp} does not divide the model's {heads} attention heads"
     if size > per_node and per_node % (shape.dp_shard * shape.sp):
         yield f"dp_shard x sp = {shape.dp_shard * shape.sp} does not stay inside a node of {per_node} processes"
+
+
+def _torchrun(shape: Shape, size: int, per_node: int) -> str:
+    """Nodes as full as they are now, where there are several and a whole number of them is enough."""
+    if size > per_node and shape.size % per_node == 0:
+        return f"torchrun --nnodes {shape.size // per_node} --nproc-per-node {per_node}"
+    return f"torchrun --nproc-per-node {shape.size}"
 
 
 def _shapes(size: int) -> Iterator[Shape]:

@@ -92,6 +92,12 @@ class Model(Part):
         return self
 
     @model_validator(mode="after")
+    def _compile_is_read(self) -> Model:
+        if self.compile == "on" and self.recompute == "offload":
+            raise ValueError('compile = "on" has no effect with recompute = "offload", whose blocks are not compiled')
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_as_exact_as_the_computation(self) -> Model:
         if self.weights == "bfloat16" and self.dtype == "float32":
             raise ValueError('weights = "bfloat16" needs dtype = "bfloat16": products of rounded weights are not exact')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from motet.base.recipe.model import Lora, Rope
 from motet.base.recipe.parts import Fraction, Part
@@ -36,21 +36,32 @@ class Optimizer(Part):
     """A loss or gradient that is not finite: stop, or leave the weights as they are and go on (at most ten times in a
     row). Either way the batch is written to STAGE/nonfinite-N.jsonl."""
 
+    @model_validator(mode="after")
+    def _is_read(self) -> Optimizer:
+        defaults = type(self).model_fields
+        if self.kind == "adamw" and self.momentum != defaults["momentum"].default:
+            raise ValueError(
+                f'momentum = {self.momentum:g} is Muon\'s, and nothing reads it with kind = "adamw": betas'
+            )
+        if self.schedule == "constant" and self.final_ratio != defaults["final_ratio"].default:
+            raise ValueError(f"final_ratio = {self.final_ratio:g} is where a cosine ends, and a constant has no end")
+        return self
+
 
 class StageBase(Part):
     init: str = "previous"
     """Which weights the stage starts from: "previous" (the last stage that made some), "base", or a stage's name."""
     evaluate: bool = True
     """Run the evaluation on the weights that this stage made."""
-    optimizer: Optimizer = Field(default_factory=Optimizer)
-    """AdamW and its schedule; used by sft and rl."""
     micro_batch_tokens: PositiveInt = 16384
     """Most packed tokens in one forward and backward pass; it changes memory and speed, never the gradients."""
-    checkpoint_every: PositiveInt = 50
-    """Steps between checkpoints; a killed run redoes at most this many."""
 
 
 class TrainingStage(StageBase):
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """AdamW or Muon, and the schedule of the learning rate."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between checkpoints; a killed run redoes at most this many."""
     rope: Rope | None = None
     """Rotary positions from this stage on, e.g. { kind = "yarn", positions = 65536 }; unset, the model's own."""
     lora: Lora | None = None
