@@ -139,8 +139,9 @@ def test_seeds_train_every_arm_again_on_other_draws_and_measure_it_on_the_same_c
     one = curriculum.run(given, tmp_path, lengths=[32, 64], scale=1, batch_tokens=300, probes=1, console=False)
     assert one["seeds"] == [3] and one["arms"][0]["by_seed"] == stepped["by_seed"][:1]
     text = summary(report)
-    assert (
-        "means over the seeds 3, 4" in text and "stepped, against direct" in text and "95 % interval over seeds" in text
+    flat = " ".join(text.split())  # where lines are broken depends on how long the figures are
+    assert all(
+        words in flat for words in ("means over the seeds 3, 4", "stepped, against direct", "interval over seeds")
     )
     assert max(map(len, text.splitlines())) <= 110
     with pytest.raises(UserError, match="give each seed once"):
