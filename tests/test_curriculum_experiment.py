@@ -93,7 +93,7 @@ def test_the_arms_run_resume_and_report(rows: Path, model_folder: Path, tmp_path
     page = (target / "curriculum.html").read_text()
     assert page.count("<svg") == 3 and "against direct at equal tokens" in page and "<script" not in page
     text = summary(report)
-    assert max(map(len, text.splitlines())) <= 110 and "stepped: 16 to 32" in text
+    assert max(map(len, text.splitlines())) <= 110 and "stepped: 16 to 32" in " ".join(text.split())
 
     done = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
     shutil.rmtree(target / "seed-3" / "jump" / "phase-3")

@@ -122,7 +122,9 @@ def test_a_band_that_gives_rl_nothing_is_told_and_not_hidden(scripted: Path, tmp
     report = difficulty.run(recipe, tmp_path, count=20, console=False)
     assert report["pilot"] is None and "none has two different rewards" in report["refused"]
     text = difficulty_summary(report)
-    assert "The pilot step found nothing for RL to learn from" in " ".join(text.split()) and "0 to 0.8" in text
+    assert "The pilot step found nothing for RL to learn from" in " ".join(text.split()) and "0 to 0.8" in " ".join(
+        text.split()
+    )
 
 
 def test_a_recipe_without_a_filter_gets_one_before_its_rl_stage(scripted: Path, tmp_path: Path) -> None:
