@@ -12,11 +12,11 @@ trained on.
     trl          SFTTrainer, activation_offloading, gradient_checkpointing, its fused head, Liger's layers, all bfloat16
 
 Attention is stubbed on both sides by the same operation: a token gets its query, and the tensors kept and made are
-those of a real kernel, so a step is bounded by memory alone. A case is measured at two short lengths; the line through
-their peaks says where memory ends; then it is tried there, each try in a process of its own, and a little shorter or
-longer after that. A step is forward, backward, clipping and AdamW, after a short step that allocates AdamW's state.
-Host memory counts too: a try that leaves less than 2 GiB of it ends, and is repeated where torch's rounding of a pinned
-buffer to a power of two takes half.
+those of a real kernel, so a step is bounded by memory alone. A case is measured at three short lengths, of which the
+first is not counted; the line through the peaks of the others says where memory ends; then it is tried there, each
+try in a process of its own, and a little shorter or longer after that. A step is forward, backward, clipping and
+AdamW, after a short step that allocates AdamW's state. Host memory counts too: a try that leaves less than 2 GiB of
+it ends, and is repeated where torch's rounding of a pinned buffer to a power of two takes half.
 """
 
 from __future__ import annotations

@@ -78,11 +78,12 @@ def _describe(groups: Sequence[Group], scores: Sequence[Sequence[float | None]])
     for index, group in enumerate(groups):
         by_domain[group.problem.domain].append(index)
     metrics = {"reward/mean": _rewarded(scores), "pass/mean": _passed(groups)}
-    metrics |= _figures(groups, scores) | one_answer(groups, "") | repeated(groups)
+    whole = _figures(groups, scores)
+    metrics |= whole | one_answer(groups, "") | repeated(groups)
     for domain, members in sorted(by_domain.items()):
         own, own_scores = [groups[i] for i in members], [scores[i] for i in members]
-        found = _figures(own, own_scores)
-        told = found if len(by_domain) > 1 else {name: found[name] for name in ("groups/live_share",)}
+        alone = {"groups/live_share": whole["groups/live_share"]}
+        told = _figures(own, own_scores) if len(by_domain) > 1 else alone
         metrics |= {f"reward/{domain}": _rewarded(own_scores), f"pass/{domain}": _passed(own)}
         metrics |= {f"{name}/{domain}": value for name, value in told.items()} | one_answer(own, f"/{domain}")
     counted = count_kinds(r.verdict.kind for group in groups for r in group.rollouts)

@@ -155,10 +155,10 @@ class Learner:
         are, the batch is written down, and it raises, or goes on if the recipe says so."""
         rate = learning_rate(self._config, self.version, self._total_steps)
         if self._unread is not None:
-            norm_ = self._optimizers.step_unread(rate, self._config.max_grad_norm, self._unread)
+            found = self._optimizers.step_unread(rate, self._config.max_grad_norm, self._unread)
             if self._masters:
                 self._masters.publish()
-            norm, value = torch.stack((norm_.double(), self._unread.double())).tolist()
+            norm, value = torch.stack((found.double(), self._unread.double())).tolist()
             if not math.isfinite(norm) or not math.isfinite(value):
                 return self._refuse(
                     f"the loss is {value}" if not math.isfinite(value) else f"the gradient norm is {norm}"
