@@ -363,6 +363,11 @@ class Training:
         """Beside weights to compute with, more exact ones to step on."""
         return self.element != self.weights and not self.parallel
 
+    @property
+    def gradient(self) -> int:
+        """Bytes of one: the first of a step is kept as it comes, and summed in the weights' type."""
+        return self.element if self.copies and self.rounds == 1 else self.weights
+
 
 @dataclass(frozen=True)
 class State:
@@ -403,7 +408,7 @@ def state_of(sizes: Sizes, training: Training) -> State:
     slots = training.slots * inside + 2 * (trained - inside)
     if not training.parallel:
         weights = frozen * (e if training.element != training.weights else w) + trained * (w + e * training.copies)
-        return State(weights, w * slots, w * trained, 0, 0, 0, 0)
+        return State(weights, w * slots, training.gradient * trained, 0, 0, 0, 0)
     share = trained * sizes.block // sizes.parameters if not training.adapters else trained // sizes.layers
     root = sizes.root if not training.adapters else 0
     block = e * (sizes.block + training.adapters // sizes.layers)
@@ -456,7 +461,7 @@ def row_of(sizes: Sizes, training: Training, tokens: int, known: bool, entropy_g
         tokens, tokens, known, entropy_gradient,
         head_trained=not training.adapters,
         trained=training.adapters // sizes.layers if training.adapters else sizes.block,
-        fresh=training.weights / training.shards if training.rounds == 1 else 0.0,
+        fresh=training.gradient / training.shards if training.rounds == 1 else 0.0,
         passing=state.passing,
         reduced_at_end=state.reduced_at_end,
     )  # fmt: skip

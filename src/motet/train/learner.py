@@ -39,7 +39,7 @@ from motet.train.export import write_model
 from motet.train.logprobs import EntropyUse, Scored
 from motet.train.losses import Loss
 from motet.train.mesh import Mesh, deal, resolve
-from motet.train.optimizers import MOST_SKIPPED, Masters, Optimizers, norm_of
+from motet.train.optimizers import MOST_SKIPPED, Masters, Optimizers
 from motet.train.policy import Policy
 from motet.train.shard import begin_round, cut_again, shard
 from motet.train.told import Told
@@ -88,7 +88,8 @@ class Learner:
         if self._mesh is None and self._dtype != self._weights_dtype:
             self._masters = Masters(trained)
         self._trained: Mapping[str, torch.nn.Parameter] = self._masters.copies if self._masters else trained
-        self._optimizers = Optimizers(self._trained, {n for n, p in trained.items() if id(p) in within}, optimizer)
+        inside = {n for n, p in trained.items() if id(p) in within}
+        self._optimizers = Optimizers(self._trained, inside, optimizer, self._masters)
         if self._keeping is not None:
             self._keeping.pending = self._pending
             if self._mesh is not None:
@@ -155,9 +156,7 @@ class Learner:
         are, the batch is written down, and it raises, or goes on if the recipe says so."""
         rate = learning_rate(self._config, self.version, self._total_steps)
         if self._unread is not None:
-            found = self._optimizers.step_unread(rate, self._config.max_grad_norm, self._unread)
-            if self._masters:
-                self._masters.publish()
+            found = self._optimizers.step_unread(rate, self._unread)
             norm, value = torch.stack((found.double(), self._unread.double())).tolist()
             if not math.isfinite(norm) or not math.isfinite(value):
                 return self._refuse(
@@ -165,12 +164,10 @@ class Learner:
                 )
         else:
             with self.world.watched():
-                norm = norm_of(self._trained.values(), self._config.max_grad_norm)
+                norm = self._optimizers.clip()
             if self._broken or not math.isfinite(norm):
                 return self._refuse(self._broken or f"the gradient norm is {norm}")
             self._optimizers.step(rate)
-            if self._masters:
-                self._masters.publish()
         self._forget()
         self.version += 1
         self._skipped = 0
@@ -229,7 +226,7 @@ class Learner:
         for name, parameter in self._trained.items():
             if parameter.grad is not None:
                 grad = parameter.grad
-                yield name, grad.full_tensor() if isinstance(grad, DTensor) else grad
+                yield name, grad.full_tensor() if isinstance(grad, DTensor) else grad.to(parameter.dtype)
 
     def export(self, folder: Path, tokenizer: Any) -> None:
         """Writes a Hugging Face folder in the type that the recipe computes in, and the adapter beside it."""
@@ -338,7 +335,14 @@ class Learner:
     def _pending(self) -> tuple[int, int]:
         """Bytes of the gradients, and of the optimizer state, that the step has yet to allocate."""
         own = [p.to_local() if isinstance(p, DTensor) else p for p in self._trained.values()]
-        gradients = sum(p.nbytes for p, whole in zip(own, self._trained.values(), strict=True) if whole.grad is None)
+        # a master's first gradient is kept as it comes, and of its own type once another is added
+        first = self._dtype if self._masters else None
+        gradients = 0
+        for part, whole in zip(own, self._trained.values(), strict=True):
+            if whole.grad is None:
+                gradients += part.numel() * (first or part.dtype).itemsize
+            elif whole.grad.dtype != part.dtype:
+                gradients += part.numel() * (part.dtype.itemsize - whole.grad.dtype.itemsize)
         states = 0 if any(part.state for part in self._optimizers.parts) else 2 * sum(p.nbytes for p in own)
         return gradients, states
 

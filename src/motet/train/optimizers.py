@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +12,18 @@ from torch.distributed.tensor import DTensor
 from motet.base.errors import UserError
 from motet.base.recipe import Optimizer as Config
 
+try:
+    from motet.train import adamw_kernels as kernels
+except ImportError:  # no triton
+    kernels = None  # type: ignore[assignment]
+
 MOST_SKIPPED = 10
 """Steps in a row that may be skipped because they are not finite."""
 
 
 class Masters:
-    """Float32 copies of bfloat16 parameters. Gradients are summed in the copies as the backward pass produces them."""
+    """Float32 copies of bfloat16 parameters. Their gradients are the parameters': the first as it came, in bfloat16,
+    and when another is added, their sum in float32."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Takes float32 parameters, and leaves them in bfloat16."""
@@ -26,6 +32,7 @@ class Masters:
         self._away = False
         for name, parameter in parameters.items():
             parameter.data = parameter.data.bfloat16()
+            self.copies[name].grad_dtype = None  # any
             register: Any = parameter.register_post_accumulate_grad_hook
             register(_adds_to(self.copies[name]))
 
@@ -49,15 +56,16 @@ class Masters:
         if self._away:
             self.publish()
 
+    def rounded(self) -> dict[torch.Tensor, torch.Tensor]:
+        """The model's parameter of each copy."""
+        return {copy: self._originals[name] for name, copy in self.copies.items()}
+
 
 def _adds_to(copy: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
     def hook(parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None
-        if copy.grad is None:
-            copy.grad = parameter.grad.float()
-        else:
-            copy.grad.add_(parameter.grad)
-        parameter.grad = None
+        found, parameter.grad = parameter.grad, None
+        assert found is not None
+        copy.grad = found if copy.grad is None else copy.grad.to(copy.dtype).add_(found)
 
     return hook
 
@@ -65,9 +73,16 @@ def _adds_to(copy: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
 class Optimizers:
     """AdamW, or Muon for the matrices of the blocks and AdamW for the rest: one learning rate for all."""
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], inside_blocks: set[str], config: Config) -> None:
-        """Weight decay on matrices only: decaying gains and biases only shrinks the residual stream."""
-        self._parameters = parameters
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        inside_blocks: set[str],
+        config: Config,
+        masters: Masters | None = None,
+    ) -> None:
+        """`parameters` are stepped on; where they are `masters`' copies, the model gets their new values. Weight decay
+        on matrices only: decaying gains and biases only shrinks the residual stream."""
+        self._parameters, self._masters, self._config = parameters, masters, config
         muon = [n for n, p in parameters.items() if config.kind == "muon" and p.ndim == 2 and n in inside_blocks]
         rest = [name for name in parameters if name not in muon]
         self.parts: list[torch.optim.Optimizer] = []
@@ -76,27 +91,48 @@ class Optimizers:
         if rest:
             self.parts.append(_adamw([parameters[n] for n in rest], config))
 
-    def step(self, rate: float) -> None:
-        if torch.cuda.is_available() and not any(part.state for part in self.parts):
-            # what the optimizer is about to keep must not lie between pieces of memory that others will want back
-            torch.cuda.empty_cache()
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-
     @cached_property
     def unread(self) -> bool:
         """Whether `step_unread` may be called: its kernel clips, and leaves a step out, by numbers on the device."""
         own = [p for p in self._parameters.values() if isinstance(p, DTensor) or not p.is_cuda]
         return not own and all(isinstance(part, torch.optim.AdamW) for part in self.parts)
 
-    def step_unread(self, rate: float, most: float, value: torch.Tensor) -> torch.Tensor:
-        """Clips to the global norm `most` and steps, without waiting for the device: it need not run dry before the
-        step's kernels are queued. Returns the norm; where it or `value`, the loss, is not finite, nothing changes."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None]).float()
-        scale = ((norm + 1e-6) / most).clamp(min=1.0)  # as torch.nn.utils.clip_grads_with_norm_ does
+    def clip(self) -> float:
+        """Scales the gradients down to the greatest norm over all; returns what it was."""
+        self._of_one_type()
+        trained, most = list(self._parameters.values()), self._config.max_grad_norm
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if not whole <= most:  # else there is nothing to scale, and no pass over all gradients
+            torch.nn.utils.clip_grads_with_norm_(trained, most, norm)
+        return whole
+
+    def step(self, rate: float) -> None:
+        """On gradients that were clipped."""
+        self._make_room()
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+        if self._masters:
+            self._masters.publish()
+
+    def step_unread(self, rate: float, value: torch.Tensor) -> torch.Tensor:
+        """Clips and steps without waiting for the device: it need not run dry before the step's kernels are queued.
+        Returns the norm; where it or `value`, the loss, is not finite, nothing changes."""
+        if self._one_pass is None:
+            self._of_one_type()
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = self._one_pass.norm(gradients) if self._one_pass else torch.nn.utils.get_total_norm(gradients).float()
+        # as torch.nn.utils.clip_grads_with_norm_ does
+        scale = ((norm + 1e-6) / self._config.max_grad_norm).clamp(min=1.0)
         skip = (~(norm.isfinite() & value.isfinite())).float()
+        if self._one_pass:
+            if self._masters:
+                self._masters.wake()  # its tensors are written
+            self._make_room()
+            self._one_pass.step(rate, scale, skip)
+            return norm
         for part in self.parts:
             part.grad_scale, part.found_inf = scale, skip  # type: ignore[attr-defined]
         try:
@@ -105,6 +141,23 @@ class Optimizers:
             for part in self.parts:
                 del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
         return norm
+
+    @cached_property
+    def _one_pass(self) -> OnePass | None:
+        if kernels is None or not self.unread:
+            return None
+        return OnePass(self.parts, self._masters.rounded() if self._masters else {})
+
+    def _make_room(self) -> None:
+        """What the optimizer is about to keep must not lie between pieces of memory that others will want back."""
+        if torch.cuda.is_available() and not any(part.state for part in self.parts):
+            torch.cuda.empty_cache()
+
+    def _of_one_type(self) -> None:
+        """Gradients become of their parameters' types, as torch's optimizers want them."""
+        for parameter in self._parameters.values():
+            if parameter.grad is not None and parameter.grad.dtype != parameter.dtype:
+                parameter.grad = parameter.grad.to(parameter.dtype)
 
     def clear(self) -> None:
         for parameter in self._parameters.values():
@@ -134,14 +187,57 @@ class Optimizers:
         return torch.zeros(tuple(shape), dtype=dtype, device=parameter.device)
 
 
-def norm_of(parameters: Iterable[torch.nn.Parameter], most: float) -> float:
-    """Scales the gradients down to the global norm `most`; returns what it was."""
-    trained = list(parameters)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not whole <= most:  # else there is nothing to scale, and no pass over all gradients
-        torch.nn.utils.clip_grads_with_norm_(trained, most, norm)
-    return whole
+class OnePass:
+    """The steps of torch's AdamW by one kernel that reads each gradient in its own type and rounds the new weights."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], rounded: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        """`rounded`: what gets a parameter's new value beside it."""
+        self._parts, self._rounded, self._places = parts, rounded, kernels.Places()
+        self._decays: dict[tuple[float, ...], torch.Tensor] = {}
+
+    def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        return kernels.squares(gradients, self._places).sqrt()
+
+    @torch.no_grad()
+    def step(self, rate: float, scale: torch.Tensor, skip: torch.Tensor) -> None:
+        for part in self._parts:
+            own, decays = [], []
+            for group in part.param_groups:
+                group["lr"] = rate
+                found = [(p, p.grad.contiguous()) for p in group["params"] if p.grad is not None]
+                own += found
+                decays += [group["weight_decay"]] * len(found)
+            if own:
+                self._step(part, own, tuple(decays), scale, skip)
+
+    def _step(
+        self,
+        part: torch.optim.Optimizer,
+        own: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        decays: tuple[float, ...],
+        scale: torch.Tensor,
+        skip: torch.Tensor,
+    ) -> None:
+        group = part.param_groups[0]
+        for parameter, _ in own:
+            if not part.state[parameter]:  # as torch.optim.AdamW lays it out
+                zeros = [torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2)]
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                part.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+        states = [part.state[parameter] for parameter, _ in own]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0 - skip)
+        taken_P = torch.stack(steps).double()
+        if decays not in self._decays:  # most often the same in every step
+            self._decays[decays] = torch.tensor(decays, dtype=torch.float64, device=taken_P.device)
+        first, second = group["betas"]
+        columns = (1.0 - first**taken_P, (1.0 - second**taken_P).sqrt(), self._decays[decays])
+        numbers_P3 = torch.stack(columns, 1).float()
+        tensors = [
+            kernels.Tensors(weight, gradient, state["exp_avg"], state["exp_avg_sq"], self._rounded.get(weight))
+            for (weight, gradient), state in zip(own, states, strict=True)
+        ]
+        kernels.step(tensors, numbers_P3, scale, skip, group["lr"], group["betas"], group["eps"], self._places)
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
