@@ -20,8 +20,8 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
-BLOCK = 4096
-"""Elements of a program."""
+BLOCK, WARPS = 1024, 4
+"""Elements of a program, and its warps."""
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -68,7 +68,7 @@ def squares(gradients: Sequence[torch.Tensor], places: Places) -> torch.Tensor:
         sums = torch.empty(len(tensors), dtype=torch.float32, device=device)
         _squares[(len(tensors),)](
             _on(device, rows), tensors, pieces, sums,
-            G=_TYPES[dtype], ALIGNED=_alignment(row[0] for row in rows), BLOCK=BLOCK, num_warps=8,
+            G=_TYPES[dtype], ALIGNED=_alignment(row[0] for row in rows), BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
         total += sums.sum(dtype=torch.float64)
     return total.float()
@@ -98,7 +98,7 @@ def step(
             _on(device, rows), tensors, pieces, numbers_P3, scale, skip, rate,
             betas[0], 1.0 - betas[0], betas[1], 1.0 - betas[1], epsilon,
             W=_TYPES[weight], G=_TYPES[gradient], R=_TYPES[rounded or weight], ROUNDS=rounded is not None,
-            ALIGNED=_alignment(address for row in rows for address in row[:5]), BLOCK=BLOCK, num_warps=8,
+            ALIGNED=_alignment(address for row in rows for address in row[:5]), BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ class Checkpoints:
             raise UserError(
                 f"{newest}: a checkpoint of another model ({wrong}). Remove {self.folder} to start the stage afresh."
             )
+        state = {key: value for key, value in state.items() if key in held or not key.startswith("optimizer/")}
         for key, (dtype, shape) in held.items():
             if key not in state:
                 state[key] = self._learner.blank(key, dtype, shape)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from motet.base.errors import UserError
 from motet.base.recipe import Optimizer as Config
+from motet.train.aside import Aside
 
 try:
     from motet.train import adamw_kernels as kernels
@@ -90,6 +91,9 @@ class Optimizers:
             self.parts.append(_muon([parameters[n] for n in muon], config))
         if rest:
             self.parts.append(_adamw([parameters[n] for n in rest], config))
+        self._aside: Aside | None = None
+        if self._one_pass:
+            self._one_pass.prepare()
 
     @cached_property
     def unread(self) -> bool:
@@ -109,6 +113,7 @@ class Optimizers:
 
     def step(self, rate: float) -> None:
         """On gradients that were clipped."""
+        self._here()
         self._make_room()
         for part in self.parts:
             for group in part.param_groups:
@@ -130,7 +135,7 @@ class Optimizers:
         if self._one_pass:
             if self._masters:
                 self._masters.wake()  # its tensors are written
-            self._make_room()
+            self._here()
             self._one_pass.step(rate, scale, skip)
             return norm
         for part in self.parts:
@@ -141,6 +146,27 @@ class Optimizers:
             for part in self.parts:
                 del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
         return norm
+
+    def put_aside(self) -> None:
+        """AdamW's moments go to host memory until the next step, or until they are asked for."""
+        (part,) = self.parts
+        if self._aside is None and part.state:
+            self._aside = Aside(part.state, list(self._parameters.values()))
+        if self._aside is not None:
+            self._aside.leave()
+
+    @property
+    def bytes_aside(self) -> int:
+        return self._aside.bytes_away if self._aside is not None else 0
+
+    def begin_to_come(self, parameter: torch.Tensor) -> None:
+        """What was put aside for it."""
+        if self._aside is not None:
+            self._aside.come(parameter)
+
+    def _here(self) -> None:
+        if self._aside is not None:
+            self._aside.ready()
 
     @cached_property
     def _one_pass(self) -> OnePass | None:
@@ -164,7 +190,8 @@ class Optimizers:
             parameter.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """NAME/SLOT -> tensor; empty before the first step."""
+        """NAME/SLOT -> tensor."""
+        self._here()
         found = {}
         for name, parameter in self._parameters.items():
             for part in self.parts:
@@ -173,6 +200,7 @@ class Optimizers:
         return found
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._here()
         for key, value in state.items():
             name, _, slot = key.rpartition("/")
             parameter = self._parameters[name]
@@ -198,6 +226,15 @@ class OnePass:
     def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         return kernels.squares(gradients, self._places).sqrt()
 
+    def prepare(self) -> None:
+        """The state as torch.optim.AdamW lays it out. Made before the first step, it does not lie between pieces of
+        memory that others will want back."""
+        for part in self._parts:
+            for parameter in (p for group in part.param_groups for p in group["params"]):
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
+                part.state[parameter] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+
     @torch.no_grad()
     def step(self, rate: float, scale: torch.Tensor, skip: torch.Tensor) -> None:
         for part in self._parts:
@@ -219,11 +256,6 @@ class OnePass:
         skip: torch.Tensor,
     ) -> None:
         group = part.param_groups[0]
-        for parameter, _ in own:
-            if not part.state[parameter]:  # as torch.optim.AdamW lays it out
-                zeros = [torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2)]
-                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                part.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
         states = [part.state[parameter] for parameter, _ in own]
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1.0 - skip)

@@ -1,0 +1,99 @@
+"""The optimizer's moments in host memory between an update and the end of the next backward pass.
+
+Nothing reads them while rows go forward and backward, and they are 8 bytes a parameter: room for what blocks would
+otherwise compute again. Copies run on a stream of their own, out while the next row goes forward, back while the last
+row goes backward and frees what its blocks kept. On a CPU this is copying and changes no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from motet.model.offload import PIECE, SPARED, host_memory
+
+SLOTS = ("exp_avg", "exp_avg_sq")
+State = Mapping[Any, dict[str, Any]]
+"""torch's: parameter -> slot -> value."""
+
+
+def fits(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether host memory holds their moments."""
+    return 2 * sum(p.nbytes for p in parameters) < host_memory() - SPARED
+
+
+class Aside:
+    """Moments of those parameters that have some by now, all on the device at first."""
+
+    def __init__(self, state: State, parameters: Sequence[torch.Tensor]) -> None:
+        self._state = state
+        self._places: dict[torch.Tensor, list[int]] = {}
+        """Where each slot's bytes begin in the pieces, one after the other."""
+        total = 0
+        for parameter in parameters:
+            if all(slot in state[parameter] for slot in SLOTS):
+                self._places[parameter] = [total, total + parameter.nbytes]
+                total += 2 * parameter.nbytes
+        self._on_gpu = any(parameter.is_cuda for parameter in self._places)
+        self._pieces = [
+            torch.empty(PIECE, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(-(-total // PIECE))
+        ]
+        self._stream = torch.cuda.Stream() if self._on_gpu else None  # type: ignore[no-untyped-call,unused-ignore]
+        self._away: set[torch.Tensor] = set()
+
+    @property
+    def bytes_away(self) -> int:
+        return 2 * sum(parameter.nbytes for parameter in self._away)
+
+    def leave(self) -> None:
+        """All go, as soon as what is queued is done with them."""
+        self._after_the_queue()
+        for parameter, places in self._places.items():
+            if parameter in self._away:
+                continue
+            own = self._state[parameter]
+            for slot, place in zip(SLOTS, places, strict=True):
+                with torch.cuda.stream(self._stream):
+                    for piece, part in self._cut(place, own[slot]):
+                        piece.copy_(part, non_blocking=True)
+                if self._stream is not None:
+                    own[slot].record_stream(self._stream)
+                own[slot] = torch.empty(0, dtype=parameter.dtype)
+            self._away.add(parameter)
+
+    def come(self, parameter: torch.Tensor) -> None:
+        """It begins to come back, into memory that is asked for now; `ready` waits for it."""
+        if parameter not in self._away:
+            return
+        self._away.remove(parameter)
+        for slot, place in zip(SLOTS, self._places[parameter], strict=True):
+            found = torch.empty_like(parameter, requires_grad=False)
+            self._after_the_queue()  # its memory may have been another tensor's a moment ago
+            with torch.cuda.stream(self._stream):
+                for piece, part in self._cut(place, found):
+                    part.copy_(piece, non_blocking=True)
+            self._state[parameter][slot] = found
+
+    def ready(self) -> None:
+        """All are on the device for what is queued from now on."""
+        for parameter in list(self._places):
+            self.come(parameter)
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _after_the_queue(self) -> None:
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+
+    def _cut(self, place: int, tensor: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Its bytes and their places in the pieces."""
+        flat = tensor.view(-1).view(torch.uint8)
+        found, done = [], 0
+        while done < flat.numel():
+            index, begin = divmod(place + done, PIECE)
+            count = min(PIECE - begin, flat.numel() - done)
+            found.append((self._pieces[index][begin : begin + count], flat[done : done + count]))
+            done += count
+        return found
