@@ -12,6 +12,7 @@ eight of 8,192. Systems:
     motet            the Learner as a recipe makes it: float32 weights and AdamW state, computing in bfloat16; what is
                      recomputed it chooses by itself (auto)
     motet+POLICY     auto, none, matmul, attention, full or offload in place of that
+    motet+stay       AdamW's moments never leave the device (optimizer.offload = "off")
     motet+bf16       weights and AdamW state in bfloat16, as all peers below have them
     motet+nofa4      as if FlashAttention 4 were not installed
     hf               transformers with torch's AdamW; hf+liger with all of Liger's kernels
@@ -339,18 +340,20 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
     from motet.base.recipe import Model, Optimizer
     from motet.data.pack import Sample, pack
     from motet.model import kernels, packed
-    from motet.train import learner as made
     from motet.train import policy
     from motet.train.learner import Learner
     from motet.train.losses import cross_entropy
 
     options: dict[str, Any] = {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"}
+    own: dict[str, Any] = {"learning_rate": 1e-5}
     for word in system.split("+")[1:]:
         if word == "nofa4":
             packed.fastest = lambda device, width=128: "cudnn+varlen" if device.type == "cuda" else "plain"
+        elif word == "stay":
+            own["offload"] = "off"
         elif word != "profile":
             options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
-    learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(learning_rate=1e-5), total_steps=100)
+    learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(**own), total_steps=100)
     samples = [Sample(tuple(tokens), (False, *[True] * (len(tokens) - 1))) for tokens in documents(lengths)]
     batches = pack(samples, sum(lengths), learner.device)
 
@@ -361,16 +364,14 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
 
     if "profile" in system:
         policy.score = profiles.marked("head", policy.score)
-        made.norm_of = profiles.marked("optimizer", made.norm_of)
-        for name in ("step", "step_unread"):
+        for name in ("clip", "step", "step_unread"):
             setattr(learner._optimizers, name, profiles.marked("optimizer", getattr(learner._optimizers, name)))
-        if learner._masters:
-            learner._masters.publish = profiles.marked("optimizer", learner._masters.publish)  # type: ignore[method-assign]
     earliest = step()  # its measured peak may change what is kept, and that is compiled then
     seconds, losses, first = _timed(step, count, "profile" in system)
     losses.insert(0, earliest)
     kept = getattr(learner, "_keeping", None)
     words = "" if kept is None else f"{kept.words}, correction {kept.correction:.2f}"
+    words += ", moments aside" if learner._offloads else ""
     return seconds, losses, f"{kernels.describe(learner.device, getattr(torch, options['dtype']))}; {words}", first
 
 

@@ -94,6 +94,20 @@ def test_state_of_adamw_with_float32_weights_and_its_shards() -> None:
     assert adapter_parameters(sizes, 16) == 28 * 16 * (3072 + 2 * 2048 + 3072 + 3 * 4096)
 
 
+def test_moments_that_wait_on_the_host_come_back_as_gradients_are_made() -> None:
+    """0.6B: 596 M parameters. Before a row 4 bytes of weights and 2 of their copies, at its end 2 of gradients (one
+    row) and 8 of moments on top; the optimizer then has as much as ever."""
+    sizes = sizes_of("0.6B")
+    stays, away = (Training(2, 4, rounds=1, offload=offload) for offload in (False, True))
+    row = row_of(sizes, away, 1024, known=True)
+    assert state_of(sizes, away).held(row) == 6 * sizes.parameters
+    assert state_of(sizes, stays).held(row_of(sizes, stays, 1024, known=True)) == 14 * sizes.parameters
+    assert state_of(sizes, away).total == state_of(sizes, stays).total == 16 * sizes.parameters
+    last = peak_of(sizes, Compute(2, True), row, ["none"] * 28)
+    assert last.at == "end" and last.gradients == 10 * (28 * sizes.block + sizes.root)
+    assert footprint.at_rest(sizes, away) == 4 * sizes.parameters
+
+
 def test_more_room_keeps_more_and_the_later_blocks_first() -> None:
     sizes, compute, row = sizes_of("0.6B"), Compute(2, compiled=True), Row(65536, 65536)
     needs = {p: peak_of(sizes, compute, row, [p] * 28).total for p in LADDER}

@@ -152,6 +152,16 @@ def test_an_engine_that_wakes_beside_the_learners_state_has_to_fit_there(tmp_pat
     assert stages_of(tmp_path, "engine.memory_share=0.35")["rl"].fits
 
 
+def test_moments_may_make_room_for_an_engine(tmp_path: Path) -> None:
+    """8 bytes a parameter are 30.0 GiB of the learner's 45.0; the host has to hold them."""
+    rl = stages_of(tmp_path, "engine.memory_share=0.36", "stage.rl.optimizer.offload=on")["rl"]
+    assert rl.fits and rl.need is not None and rl.need.sampling is not None
+    assert rl.need.sampling.learner == pytest.approx(4 * 4.022e9, rel=1e-3)
+    stays = stages_of(tmp_path, "engine.memory_share=0.36")["rl"].need
+    assert stays is not None
+    assert rl.need.host.offloaded - stays.host.offloaded == pytest.approx(8 * 4.022e9, rel=1e-3)
+
+
 def test_an_engine_that_shares_the_gpu_all_along_is_told_to_sleep(tmp_path: Path) -> None:
     rl = stages_of(tmp_path, "engine.memory_share=0.3", "engine.sleep=0")["rl"]
     assert not rl.fits and rl.change == "engine.sleep = 2"

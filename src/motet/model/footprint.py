@@ -277,6 +277,8 @@ class Row:
     """Parameters of a block that are trained."""
     fresh: float = 0.0
     """Bytes of a parameter's gradient, where this row is the first to allocate it; 0 where it is there already."""
+    returning: float = 0.0
+    """Bytes of a parameter's moments, where they come back from host memory during this row's backward pass."""
     passing: int = 0
     """Bytes of weights gathered ahead, and of gradients on their way, in the backward pass of a block."""
     reduced_at_end: int = 0
@@ -296,7 +298,7 @@ class Peak(NamedTuple):
     head: int
     """The head's buffers and gradients, and the hidden states around it."""
     gradients: int
-    """Allocated by this row up to that moment."""
+    """Allocated by this row up to that moment, and moments that came back."""
     passing: int = 0
     """On the way from and to other processes."""
 
@@ -316,10 +318,12 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     waits = e * weight if e < 4 else 4 * weight
     for index, policy in reversed(list(enumerate(policies))):
         own = block.working(policy, T) + e * row.trained
-        fresh = int(row.fresh * row.trained * (len(policies) - 1 - index))
+        fresh = int((row.fresh + row.returning) * row.trained * (len(policies) - 1 - index))
         found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh, row.passing))
     everything = row.trained * sizes.layers + (sizes.root if row.head_trained else 0)
-    found.append(Peak(0, "end", always, 0, 3 * waits, int(row.fresh * everything), row.reduced_at_end))
+    found.append(
+        Peak(0, "end", always, 0, 3 * waits, int((row.fresh + row.returning) * everything), row.reduced_at_end)
+    )
     summed = [p._replace(total=p.kept + p.working + p.head + p.gradients + p.passing) for p in found]
     return max(summed, key=lambda peak: peak.total)
 
@@ -355,6 +359,8 @@ class Training:
     """Processes over which the state is cut."""
     reshard: bool = True
     reduce_once: bool = True
+    offload: bool = False
+    """AdamW's moments wait in host memory while rows go forward and backward."""
     rounds: int = 2
     """Rows that a process works on in a step, one after the other."""
 
@@ -385,6 +391,8 @@ class State:
     """In the backward pass besides: weights of the next block on their way here, gradients of the last on theirs."""
     reduced_at_end: int
     """Buffers of the root's gradients."""
+    away: int = 0
+    """Of `optimizer`, in host memory when a row begins."""
 
     @property
     def total(self) -> int:
@@ -393,7 +401,7 @@ class State:
 
     def held(self, row: Row) -> int:
         """When a row begins. Gradients that wait in whole become parts of `gradients` with the step's last row."""
-        return self.weights + self.optimizer + self.gathered + self.made(row)
+        return self.weights + self.optimizer - self.away + self.gathered + self.made(row)
 
     def made(self, row: Row) -> int:
         """Gradients, when a row begins."""
@@ -408,7 +416,8 @@ def state_of(sizes: Sizes, training: Training) -> State:
     slots = training.slots * inside + 2 * (trained - inside)
     if not training.parallel:
         weights = frozen * (e if training.element != training.weights else w) + trained * (w + e * training.copies)
-        return State(weights, w * slots, training.gradient * trained, 0, 0, 0, 0)
+        away = w * slots if training.offload else 0
+        return State(weights, w * slots, training.gradient * trained, 0, 0, 0, 0, away)
     share = trained * sizes.block // sizes.parameters if not training.adapters else trained // sizes.layers
     root = sizes.root if not training.adapters else 0
     block = e * (sizes.block + training.adapters // sizes.layers)
@@ -429,7 +438,7 @@ def at_rest(sizes: Sizes, training: Training) -> int:
     """Bytes between two steps, when an engine samples: weights that the optimizer steps on, and its state."""
     state = state_of(sizes, training)
     copies = training.element * (training.adapters or sizes.parameters) * training.copies
-    return state.weights + state.optimizer - copies
+    return state.weights + state.optimizer - state.away - copies
 
 
 @dataclass(frozen=True)
@@ -462,6 +471,7 @@ def row_of(sizes: Sizes, training: Training, tokens: int, known: bool, entropy_g
         head_trained=not training.adapters,
         trained=training.adapters // sizes.layers if training.adapters else sizes.block,
         fresh=training.gradient / training.shards if training.rounds == 1 else 0.0,
+        returning=training.slots * training.weights if training.offload else 0.0,
         passing=state.passing,
         reduced_at_end=state.reduced_at_end,
     )  # fmt: skip

@@ -94,7 +94,7 @@ def probe(
 ) -> Probed:  # fmt: skip
     """Two steps of one process on `rows`, each a list of the lengths of its documents. `short_first`: the first of
     them on a few tokens, where a step takes long."""
-    learner = Learner(path, model, Optimizer(learning_rate=1e-6, warmup_steps=0), 10, lora=lora)
+    learner = Learner(path, model, Optimizer(learning_rate=1e-6, warmup_steps=0, offload="off"), 10, lora=lora)
     sizes, compute, training = describe(learner, model, len(rows))
     batches = sample_rows(rows, sizes.vocabulary, learner.device)
     _step(learner, sample_rows([[FIRST]], sizes.vocabulary, learner.device) if short_first else batches, reinforced)

@@ -151,6 +151,7 @@ def _need(need: Need) -> dict[str, Any]:
         "gradients_before_row": state.made(need.forecast.row), "gradients_of_row": peak.gradients,
         "kept": peak.kept, "working": peak.working,
         "attention": need.attention, "exchanged": need.exchanged, "head": peak.head, "highest_at": peak.at,
+        "optimizer_away": state.away,
         "reference": need.reference, "sampling": need.sampling.total if need.sampling else 0,
         "host_saving": need.host.saving, "host_exporting": need.host.exporting, "host_offloaded": need.host.offloaded,
         "host_asleep": need.host.asleep,

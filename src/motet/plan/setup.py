@@ -41,6 +41,8 @@ class Setup:
     """Of adapters; 0: everything is trained."""
     engine: Engine | None = None
     """Who samples between the steps."""
+    offload: bool = False
+    """optimizer.offload = "on" """
 
 
 class Host(NamedTuple):
@@ -50,7 +52,7 @@ class Host(NamedTuple):
     """Copies of the state while a checkpoint is written in the background."""
     exporting: int
     offloaded: int
-    """Pinned buffers of offloaded blocks."""
+    """Pinned buffers of offloaded blocks and moments."""
     asleep: int
     """Weights of engines that sleep."""
 
@@ -141,7 +143,7 @@ class Planner:
             raise UserError(f"{machine} (--nodes and --gpus plan for others): {error}") from None
         return Setup(
             shape, model.recompute, model.weights, mesh.reduce_once, mesh.reshard_after_forward, work.tokens, work.lora,
-            work.engine,
+            work.engine, work.offload,
         )  # fmt: skip
 
     def need(self, work: Work, setup: Setup) -> Need:
@@ -188,6 +190,7 @@ class Planner:
             shards=setup.shape.dp_shard * setup.shape.sp,
             reshard=setup.reshard,
             reduce_once=setup.reduce_once,
+            offload=setup.offload and setup.shape.size == 1,
             rounds=max(1, math.ceil(work.rows * work.tokens / setup.row / setup.shape.rows)),
         )
 
@@ -218,6 +221,7 @@ class Planner:
         ranks = min(self.gpus, self.per_node)
         saving = ranks * per_rank if self.on_gpu or self.gpus > 1 else 0
         moved = Counter(policies)["offload"] * tokens * self.sizes.width * training.element if self.on_gpu else 0
+        moved += state.away
         weights, engine = training.element * self.sizes.parameters, setup.engine
         asleep = engine is not None and engine.sleep == 1 and not engine.urls
         servers = max(1, len(engine.gpus) // engine.gpus_of_a_server) if engine is not None else 0
@@ -285,6 +289,9 @@ class Planner:
                 yield Change("engine", f"{work.engine_key}.sleep = 2", lambda s: replace(s, engine=asleep))
             for other, words in _engines(setup.engine, work.engine_key):
                 yield Change("engine", words, lambda s, other=other: replace(s, engine=other))  # type: ignore[misc]
+        if self.on_gpu and setup.shape.size == 1 and not work.muon and not setup.offload:
+            words = f'stage.{work.name}.optimizer.offload = "on"'
+            yield Change("offload", words, lambda s: replace(s, offload=True))
         shorter = [n for n in (setup.row // 2, setup.row // 4) if n >= work.longest]
         for row in shorter:
             words = f"stage.{work.name}.micro_batch_tokens = {row}"

@@ -77,13 +77,13 @@ def _parts(need: Need) -> list[str]:
     where = {"head": "the head", "backward": "the backward pass of a block", "end": "the end of the backward pass"}
     steps = state.total > state.held(need.forecast.row) + peak.total
     held = {
-        "weights": state.weights, "optimizer": state.optimizer,
+        "weights": state.weights, "optimizer": state.optimizer - (0 if steps else state.away),
         "gradients": state.gradients if steps else state.made(need.forecast.row),
         "gathered weights": 0 if steps else state.gathered,
     }  # fmt: skip
     row = {
         "kept by blocks": peak.kept, "a block at work": peak.working, "head and hidden states": peak.head,
-        "gradients made": peak.gradients, "on the way": peak.passing,
+        "gradients made, moments back" if state.away else "gradients made": peak.gradients, "on the way": peak.passing,
     }  # fmt: skip
     beside = {"engine": need.engine.size, "reference": need.reference}
     inside = {"attention's sums": need.attention, "all-to-alls": need.exchanged}

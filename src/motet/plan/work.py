@@ -32,6 +32,8 @@ class Work:
     lora: int
     """Rank of its adapters; 0: none."""
     muon: bool
+    offload: bool
+    """AdamW's moments leave the GPU whatever comes; where they may, is not counted on."""
     engine: Engine | None
     """Who samples for the stage."""
     engine_key: str
@@ -79,6 +81,7 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
         reference=isinstance(stage, RlStage) and stage.algorithm.kl > 0,
         lora=stage.lora.rank if isinstance(stage, TrainingStage) and stage.lora else 0,
         muon=isinstance(stage, TrainingStage) and stage.optimizer.kind == "muon",
+        offload=isinstance(stage, TrainingStage) and stage.optimizer.offload == "on",
         engine=None if isinstance(stage, SftStage) else teacher or recipe.engine,
         engine_key=f"stage.{name}.teacher" if teacher else "engine",
         evaluator=recipe.engine if trained and evaluated else None,
