@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motet.model.footprint import rows_of_a_chunk
+from motet.train import logprobs
 from motet.train.logprobs import Scored, score, score_plainly
 
 N, D, V = 10, 6, 23
@@ -124,10 +125,37 @@ def test_entropies_are_left_out_where_nobody_asks() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4, 10])
+@pytest.mark.parametrize("kind", ["known", "later", "entropy"])
+def test_gradients_of_several_chunks_multiplied_at_once_are_the_same(
+    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; ten rows are no multiple of two or three chunks of three or four."""
+    hidden_ND, weight_VD, targets_N = inputs()
+    weights_N = torch.arange(N) - 3.0
+    found = []
+    for together in (1, 2, 3):
+        monkeypatch.setattr(logprobs, "_together", lambda head, together=together: together)
+        if kind == "known":
+            value = score(hidden_ND, weight_VD, targets_N, 0.6, chunk, coefficients_N=weights_N).weighted
+        else:
+            scored = score(hidden_ND, weight_VD, targets_N, 0.6, chunk, "gradient" if kind == "entropy" else False)
+            value = (scored.logprobs_N * weights_N).sum()
+            if scored.entropy_N is not None:
+                value = value + (scored.entropy_N * weights_N.flip(0)).sum()
+        assert value is not None
+        found.append(torch.autograd.grad(value, (hidden_ND, weight_VD)))
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+
+
 def test_a_chunk_has_as_many_rows_as_the_budget_holds() -> None:
-    """Bytes of a row: 6 x vocabulary in bfloat16, 8 x vocabulary in float32; rows come in 128s, 4,096 at most."""
-    assert rows_of_a_chunk(151_936, 2) == 1664  # 1.52e9 / 911,616 = 1,667
-    assert rows_of_a_chunk(151_936, 4) == 1152  # 1.52e9 / 1,215,488 = 1,250
+    """Bytes of a row: 8 x vocabulary in bfloat16, where gradients of two chunks lie side by side, and in float32; rows
+    come in 256s, 4,096 at most."""
+    assert rows_of_a_chunk(151_936, 2) == 1024  # 1.52e9 / 1,215,488 = 1,250
+    assert rows_of_a_chunk(151_936, 4) == 1024
+    assert rows_of_a_chunk(32_768, 2) == 4096  # 1.52e9 / 262,144 = 5,798
     assert rows_of_a_chunk(100, 4) == 4096
     assert rows_of_a_chunk(10_000_000, 4) == 128
 

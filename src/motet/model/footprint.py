@@ -30,9 +30,11 @@ TILE = 8192
 """Tokens of a tile, where a row is cut into tiles (model/halves.py, model/tiles.py). Matrix products of this many rows
 gain nothing from more."""
 HEAD_BUDGET, HEAD_ROWS = 1_520_000_000, 4096
-"""Bytes of a chunk's logits (float32) and their gradient (of the hidden states' type), and its rows, at most: beyond
-that many, matrix products gain nothing (train/logprobs.py). With what else the head needs that
+"""Bytes of a chunk's logits (float32) and of TOGETHER chunks' gradients (of the hidden states' type), and rows of a
+chunk, at most: beyond that many, matrix products gain nothing (train/logprobs.py). With what else the head needs that
 is under 2 GiB at a width of 2,048."""
+TOGETHER = 2
+"""Chunks whose gradients are multiplied at once, in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +256,17 @@ def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: S
 
 
 def rows_of_a_chunk(vocabulary: int, element: int) -> int:
-    """Of the head: as many as HEAD_BUDGET holds, a multiple of 128 (the tiles of matrix products), at least 128, at
+    """Of the head: as many as HEAD_BUDGET holds, a multiple of 256 (the tiles of matrix products), at least 128, at
     most HEAD_ROWS. `element`: bytes of a value of the hidden states.
 
-    Example: 151,936 in bfloat16: 1.52e9 / (151,936 x 6 bytes) = 1,667, so 1,664.
+    Example: 151,936 in bfloat16: 1.52e9 / (151,936 x 8 bytes) = 1,250, so 1,024.
     """
-    return max(128, min(HEAD_ROWS, HEAD_BUDGET // (vocabulary * (4 + element)) // 128 * 128))
+    return max(128, min(HEAD_ROWS, HEAD_BUDGET // head_row(vocabulary, element) // 256 * 256))
+
+
+def head_row(vocabulary: int, element: int) -> int:
+    """Bytes for each row of a chunk."""
+    return vocabulary * (4 + element * (TOGETHER if element < 4 else 1))
 
 
 @dataclass(frozen=True)
@@ -312,7 +319,7 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     last = T * (e * D + (0 if compute.compiled or tiled else D * (4 + e)))
     weight = sizes.embedding * row.head_trained
     rows = min(rows_of_a_chunk(sizes.vocabulary, e), max(128, N))
-    logits = rows * sizes.vocabulary * (4 + e + (8 if row.entropy_gradient else 0))
+    logits = rows * (head_row(sizes.vocabulary, e) + (8 * sizes.vocabulary if row.entropy_gradient else 0))
     head = last + row.known * T * e * D + N * (2 * e * D + 40) + logits + 4 * weight
     found = [Peak(0, "head", always + sum(kept), 0, head, 0)]
     waits = e * weight if e < 4 else 4 * weight

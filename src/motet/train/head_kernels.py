@@ -27,21 +27,19 @@ def statistics(
 
 
 def gradient(
+    grad_CV: torch.Tensor,
     logits_CV: torch.Tensor,
     targets_C: torch.Tensor,
     normaliser_C: torch.Tensor,
     coefficients_C: torch.Tensor,
     scale: float,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """coefficient x (one-hot of the target - softmax) x scale, [C, V] in `dtype`."""
+) -> None:
+    """coefficient x (one-hot of the target - softmax) x scale, into `grad_CV`, contiguous."""
     rows, width = logits_CV.shape
-    grad_CV = torch.empty(rows, width, dtype=dtype, device=logits_CV.device)
     _gradient[(rows, triton.cdiv(width, BLOCK))](
         logits_CV, targets_C, normaliser_C, coefficients_C.contiguous(), grad_CV, width, scale,
         BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
-    return grad_CV
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]

@@ -10,7 +10,8 @@ that pass over each of the N x V logits where they are float32 and their gradien
     coefficients known beforehand (SFT)        3 products   14 bytes: write, read; read, write the gradient
     any loss (RL): the logits are built twice  4 products   22 bytes: write, read; write, read, write the gradient
 
-besides the gradient's reads by two products. `BUDGET` bounds the [C, V] buffers.
+besides the gradient's reads by two products. The logits of TOGETHER chunks follow one another in one float32 buffer,
+their gradients lie side by side, and two products take these at once: what they add to is read and written less often.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from motet.model.footprint import rows_of_a_chunk
+from motet.model.footprint import TOGETHER, rows_of_a_chunk
 
 try:
     from motet.train import head_kernels as fused
@@ -75,17 +76,15 @@ class _Score(torch.autograd.Function):
         head = _Head(weight_VD, hidden_ND, temperature, plain=entropy == "gradient")
         grads = None
         if coefficients_N is not None and any(ctx.needs_input_grad[:2]):
-            grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1])
+            grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1], chunk)
         parts = []
-        for start in range(0, hidden_ND.shape[0], chunk):
-            part = slice(start, start + chunk)
-            hidden_CD, targets_C = hidden_ND[part], targets_N[part]
-            logits_CV = head.logits(hidden_CD)
+        for part in _parts(hidden_ND.shape[0], chunk):
+            targets_C = targets_N[part]
+            logits_CV = head.logits(hidden_ND[part])
             parts.append(head.statistics(logits_CV, targets_C, bool(entropy)))
             if grads is not None and coefficients_N is not None:
-                grads.add(
-                    part, hidden_CD, head.gradient(logits_CV, targets_C, None, coefficients_N[part], parts[-1][1])
-                )
+                rest = (targets_C, None, coefficients_N[part], parts[-1][1])
+                grads.add(part, head.gradient(grads.place(part), logits_CV, *rest))
             del logits_CV  # before the next chunk has its own
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         logprobs_N = torch.cat([*(logprobs_C for logprobs_C, _, _ in parts), empty])
@@ -114,22 +113,24 @@ class _Score(torch.autograd.Function):
             return grad_hidden_ND.mul_(grad_weighted), grad_weight_VD, *[None] * 5
         hidden_ND, weight_VD, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
         head = _Head(weight_VD, hidden_ND, ctx.temperature, plain=entropy_N is not None)
-        grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1])
-        for start in range(0, hidden_ND.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            hidden_CD = hidden_ND[part]
-            logits_CV = head.logits(hidden_CD)
+        grads = _Gradients(head, hidden_ND, ctx.needs_input_grad[1], ctx.chunk)
+        for part in _parts(hidden_ND.shape[0], ctx.chunk):
+            logits_CV = head.logits(hidden_ND[part])
             coefficients_C = grad_N[part].float()
             rest = (targets_N[part], normaliser_N[part], coefficients_C)
             if entropy_N is None:
-                grads.add(part, hidden_CD, head.gradient(logits_CV, *rest))
+                grads.add(part, head.gradient(grads.place(part), logits_CV, *rest))
             else:
                 assert grad_entropy_N is not None
                 slopes = (entropy_N[part], grad_entropy_N[part])
-                grads.add(part, hidden_CD, head.gradient_with_entropy(logits_CV, *rest, *slopes))
+                grads.add(part, head.gradient_with_entropy(grads.place(part), logits_CV, *rest, *slopes))
             del logits_CV
         weight = grads.weight_VD.to(weight_VD.dtype) if grads.weight_VD is not None else None
         return grads.hidden_ND, weight, *[None] * 5
+
+
+def _parts(count: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
 
 
 class _Head:
@@ -165,28 +166,30 @@ class _Head:
 
     def gradient(
         self,
+        place_CV: torch.Tensor | None,
         logits_CV: torch.Tensor,
         targets_C: torch.Tensor,
         normaliser_C: torch.Tensor | None,
         coefficients_C: torch.Tensor,
         from_statistics_C: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Of sum(coefficients x logprobs) to the product hidden @ weight.T. `normaliser_C` is None after `statistics`
-        of the same chunk, which then gave `from_statistics_C`."""
+        """Of sum(coefficients x logprobs) to the product hidden @ weight.T, in `place_CV` where that is given.
+        `normaliser_C` is None after `statistics` of the same chunk, which then gave `from_statistics_C`."""
         if self.fused:
             normaliser_C = from_statistics_C if normaliser_C is None else normaliser_C
             assert normaliser_C is not None
-            return fused.gradient(
-                logits_CV, targets_C, normaliser_C, coefficients_C, 1.0 / self.temperature, self.dtype
-            )
+            grad_CV = torch.empty_like(logits_CV, dtype=self.dtype) if place_CV is None else place_CV
+            fused.gradient(grad_CV, logits_CV, targets_C, normaliser_C, coefficients_C, 1.0 / self.temperature)
+            return grad_CV
         if normaliser_C is not None:
             logits_CV = logits_CV.sub_(normaliser_C[:, None])
         grad_CV = logits_CV.exp_().mul_(-coefficients_C[:, None])
         grad_CV.scatter_add_(1, targets_C[:, None], coefficients_C[:, None])
-        return (grad_CV if self.temperature == 1.0 else grad_CV.div_(self.temperature)).to(self.dtype)
+        return self._put(place_CV, grad_CV if self.temperature == 1.0 else grad_CV.div_(self.temperature))
 
     def gradient_with_entropy(
         self,
+        place_CV: torch.Tensor | None,
         logits_CV: torch.Tensor,
         targets_C: torch.Tensor,
         normaliser_C: torch.Tensor,
@@ -203,16 +206,35 @@ class _Head:
         grad_CV = logprobs_CV.add_(entropy_C[:, None]).mul_(entropy_coefficients_C[:, None])
         grad_CV.add_(coefficients_C[:, None]).mul_(probabilities_CV).neg_()
         grad_CV.scatter_add_(1, targets_C[:, None], coefficients_C[:, None])
-        return grad_CV.div_(self.temperature).to(self.dtype)
+        return self._put(place_CV, grad_CV.div_(self.temperature))
+
+    def _put(self, place_CV: torch.Tensor | None, grad_CV: torch.Tensor) -> torch.Tensor:
+        return grad_CV.to(self.dtype) if place_CV is None else place_CV.copy_(grad_CV)
 
 
 class _Gradients:
-    def __init__(self, head: _Head, hidden_ND: torch.Tensor, of_weight: bool) -> None:
-        self.head = head
-        self.hidden_ND = torch.empty_like(hidden_ND)
+    def __init__(self, head: _Head, inputs_ND: torch.Tensor, of_weight: bool, chunk: int) -> None:
+        self.head, self._inputs_ND = head, inputs_ND
+        self.hidden_ND = torch.empty_like(inputs_ND)
+        self._rows, self._begin = min(_together(head) * chunk, len(inputs_ND)), 0
+        self._places_RV: torch.Tensor | None = None
+        if self._rows > chunk:
+            self._places_RV = head.weight_VD.new_empty(self._rows, len(head.weight_VD))
         self.weight_VD = torch.zeros_like(head.weight_VD, dtype=torch.float32) if of_weight else None
 
-    def add(self, part: slice, hidden_CD: torch.Tensor, grad_CV: torch.Tensor) -> None:
+    def place(self, part: slice) -> torch.Tensor | None:
+        """For the gradient of these rows' logits; None: where it likes."""
+        return None if self._places_RV is None else self._places_RV[part.start - self._begin : part.stop - self._begin]
+
+    def add(self, part: slice, grad_CV: torch.Tensor) -> None:
+        """What is in `place` waits until that is full, or the rows end."""
+        if self._places_RV is not None:
+            ready = part.stop - self._begin
+            if ready < self._rows and part.stop < len(self._inputs_ND):
+                return
+            part, grad_CV = slice(self._begin, part.stop), self._places_RV[:ready]
+            self._begin = part.stop
+        hidden_CD = self._inputs_ND[part]
         torch.mm(grad_CV, self.head.weight_VD, out=self.hidden_ND[part])
         if self.weight_VD is None:
             return
@@ -220,6 +242,10 @@ class _Gradients:
             torch.ops.aten.addmm.dtype_out(self.weight_VD, grad_CV.T, hidden_CD, torch.float32, out=self.weight_VD)
         else:
             self.weight_VD += grad_CV.T @ hidden_CD
+
+
+def _together(head: _Head) -> int:
+    return TOGETHER if head.tensor_cores else 1
 
 
 def score_plainly(
