@@ -5,8 +5,8 @@
 Gradients are bfloat16, as they come. `torch`: they are cast to the weights' type, their norm is taken, torch's fused
 AdamW clips and steps, and float32 weights are rounded for the model. `motet` is train/adamw_kernels.py, by elements and
 warps of a program. Bytes a parameter at least: 30 with float32 weights (gradient twice 2, weight and moments read and
-written 24, rounded weight 2), 16 with bfloat16 ones. Milliseconds are the device's, medians of seven; `host` is how long
-the calls took to return.
+written 24, rounded weight 2), 16 with bfloat16 ones. Milliseconds are the device's, medians of seven; `host` is how
+long the calls took to return.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from motet.train import adamw_kernels as kernels
 
 SHAPES = [(151_936, 2048), *28 * [(2048, 2048), (1024, 2048), (1024, 2048), (2048, 2048), (6144, 2048), (6144, 2048),
                                   (2048, 6144), (2048,), (2048,), (128,), (128,)]]  # fmt: skip
@@ -51,6 +49,8 @@ def main() -> None:
 
 
 def measured(dtype: torch.dtype) -> list[tuple[str, float, float]]:
+    from motet.train import adamw_kernels as kernels
+
     weights = [torch.randn(shape, device="cuda", dtype=dtype) for shape in SHAPES]
     first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
     gradients = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in SHAPES]

@@ -14,6 +14,8 @@ import torch
 from grpo_vs_trl import GROUP, PROMPT_TOKENS, PROMPTS, SETTINGS, Clock, now, reward
 
 CUDA = torch.cuda.is_available()
+LOOKED_AT = 5
+"""The step in which it is looked at what the trainer's memory consists of."""
 
 
 def prompts(options: argparse.Namespace) -> list[list[int]]:
@@ -200,9 +202,18 @@ def _watched(call: Callable[..., Any], name: str, clock: Clock) -> Callable[...,
             clock.add(name, now() - began)
         free, total = torch.cuda.mem_get_info()
         clock.used[name] = max(clock.used.get(name, 0.0), (total - free) / 2**30)
+        if name == "sleep" and len(clock.steps) == LOOKED_AT:
+            clock.used |= trainers_own()
         return result
 
     return timed
+
+
+def trainers_own() -> dict[str, float]:
+    """GiB that torch has for the trainer, vLLM's pools left out: in tensors, and in segments with these."""
+    own = [s for s in torch.cuda.memory_snapshot() if tuple(s["segment_pool_id"]) == (0, 0)]  # type: ignore[no-untyped-call]
+    names = {"trainers_tensors": "allocated_size", "trainers_segments": "total_size"}
+    return {name: sum(s[key] for s in own) / 2**30 for name, key in names.items()}
 
 
 def peak() -> dict[str, float]:

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=sorted(random_model.SHAPES), default="0.6B")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["alone", "engine"],
                         help="ipc, files: a server of its own, and how weights reach it")  # fmt: skip
     parser.add_argument("--python", default=sys.executable, help="the server's Python")
@@ -225,7 +225,11 @@ def measure(options: argparse.Namespace, **way: Any) -> dict[str, Any]:
         found[f"tokens_per_second/{batch}"] = statistics.median(own)
         if alone:
             found[f"alone_in_turns/{batch}"] = statistics.median(alone)
-            found[f"share_of_alone/{batch}"] = statistics.median(a / b for a, b in zip(own, alone, strict=True))
+            shares = [a / b for a, b in zip(own, alone, strict=True)]
+            found[f"share_of_alone/{batch}"] = statistics.median(shares)
+            found[f"pairs/{batch}"] = [
+                [round(a), round(b), round(c, 3)] for a, b, c in zip(own, alone, shares, strict=True)
+            ]
             found[f"step_ms/{batch}"] = step_ms(made._engine, lambda asked=asked: dict(made._sample(asked, sampling)))  # type: ignore[misc]
     learner = Learner(options.model, model, Optimizer(), 1)
     found |= loads(made, learner, options.repeats)
