@@ -12,7 +12,7 @@ eight of 8,192. Systems:
     motet            the Learner as a recipe makes it: float32 weights and AdamW state, computing in bfloat16; what is
                      recomputed it chooses by itself (auto)
     motet+POLICY     auto, none, matmul, attention, full or offload in place of that
-    motet+stay       AdamW's moments never leave the device (optimizer.offload = "off")
+    motet+aside      AdamW's moments wait on the host where that pays (optimizer.offload = "auto")
     motet+bf16       weights and AdamW state in bfloat16, as all peers below have them
     motet+nofa4      as if FlashAttention 4 were not installed
     hf               transformers with torch's AdamW; hf+liger with all of Liger's kernels
@@ -68,7 +68,7 @@ ATTENTION = {8192: 499e12, 32768: 630e12, 65536: 646e12}
 PACKED = 554e12
 BACKGROUND = ("8K", "32K", "64K", "8x8K")
 CASES = {
-    "64K": ("motet", "trl+full", "trl+fa4+full", "trl+selective", "hf+liger", "motet+bf16", "motet+attention"),
+    "64K": ("motet", "motet+aside", "trl+full", "trl+fa4+full", "trl+selective", "hf+liger", "motet+bf16"),
     "8x8K": ("motet", "trl+fa4+full", "motet+attention", "motet+nofa4"),
     "8K": ("motet", "trl+full", "trl+off", "hf+liger", "motet+bf16"),
     "32K": ("motet", "trl+full", "trl+fa4+full", "trl+selective", "hf+liger"),
@@ -349,8 +349,8 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
     for word in system.split("+")[1:]:
         if word == "nofa4":
             packed.fastest = lambda device, width=128: "cudnn+varlen" if device.type == "cuda" else "plain"
-        elif word == "stay":
-            own["offload"] = "off"
+        elif word == "aside":
+            own["offload"] = "auto"
         elif word != "profile":
             options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
     learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(**own), total_steps=100)

@@ -354,7 +354,7 @@ class Learner:
                 where = "one process" if self._mesh is None else f"{self.world.size} processes"
                 raise UserError(
                     f'optimizer.offload = "on" is for AdamW in one process, this is kind = "{kind}" in {where}; '
-                    'take it out: "auto" leaves the moments where they are'
+                    "take it out"
                 )
             return False
         if wanted != "off":

@@ -32,10 +32,10 @@ class Optimizer(Part):
     """Muon's momentum."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
-    offload: Literal["auto", "on", "off"] = "auto"
-    """AdamW's moments wait in host memory while rows go forward and backward: 8 bytes a parameter of float32 weights
-    are free for what blocks would compute again. "auto": on one GPU, where blocks do compute matrix products again, a
-    row has 32,768 tokens and host memory has the room."""
+    offload: Literal["off", "auto", "on"] = "off"
+    """AdamW's moments wait in host memory while rows go forward and backward, on one GPU: 8 bytes a parameter of
+    float32 weights are free for what blocks would compute again, and while an engine samples. "auto": where blocks do
+    compute matrix products again, a row has 32,768 tokens and host memory has the room."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or leave the weights as they are and go on (at most ten times in a
     row). Either way the batch is written to STAGE/nonfinite-N.jsonl."""
