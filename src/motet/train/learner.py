@@ -136,6 +136,7 @@ class Learner:
         self._last = list(batches)
         share = self._share(batches)
         totals: dict[str, torch.Tensor] = {}
+        self._optimizers.prepare()
         if self._offloads:
             self._optimizers.put_aside()
         with self.world.watched() as alive:

@@ -92,7 +92,12 @@ class Optimizers:
         if rest:
             self.parts.append(_adamw([parameters[n] for n in rest], config))
         self._aside: Aside | None = None
-        if self._one_pass:
+
+    def prepare(self) -> None:
+        """Before a step's first row: what the optimizer keeps must not lie between pieces of memory that others will
+        want back."""
+        if self._one_pass and not any(part.state for part in self.parts):
+            torch.cuda.empty_cache()
             self._one_pass.prepare()
 
     @cached_property
@@ -136,6 +141,7 @@ class Optimizers:
             if self._masters:
                 self._masters.wake()  # its tensors are written
             self._here()
+            self._one_pass.prepare()
             self._one_pass.step(rate, scale, skip)
             return norm
         for part in self.parts:
@@ -227,13 +233,13 @@ class OnePass:
         return kernels.squares(gradients, self._places).sqrt()
 
     def prepare(self) -> None:
-        """The state as torch.optim.AdamW lays it out. Made before the first step, it does not lie between pieces of
-        memory that others will want back."""
+        """The state of all that has none yet, as torch.optim.AdamW lays it out."""
         for part in self._parts:
             for parameter in (p for group in part.param_groups for p in group["params"]):
-                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
-                part.state[parameter] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+                if not part.state.get(parameter):
+                    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    moments = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
+                    part.state[parameter] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
 
     @torch.no_grad()
     def step(self, rate: float, scale: torch.Tensor, skip: torch.Tensor) -> None:
