@@ -17,9 +17,11 @@ from alarm_runs import recipe_of, run
 from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
-from motet.base.recipe import Recipe
+from motet.base.recipe import Recipe, RlStage
 from motet.base.records import Group, decode_group
+from motet.base.run import Run
 from motet.engine.transformers import TransformersEngine
+from motet.stages.context import Context
 from motet.train.learner import Learner
 
 
@@ -200,6 +202,52 @@ def test_a_setting_of_a_domain_that_no_problem_has_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=problem + ".* it must be a domain of the stage's problems"):
         run(recipe_of(recipe, model, **setting), tmp_path / "run")
+
+
+def of_two_domains(recipe: Path, *mixes: dict[str, str], **rl: Any) -> dict[str, Any]:
+    """A recipe whose problems are of the domains even and odd, `mixes` its rl stage's."""
+    file = recipe.with_name("both.jsonl")
+    rows = [{"id": f"n{n}", "prompt": f"Say {n}", "answer": n, "domain": ("even", "odd")[n % 2]} for n in range(10, 40)]
+    jsonl.write(file, rows)
+    tree = recipe_of(recipe, recipe, **rl).model_dump(mode="json")
+    tree["problems"]["numbers"] |= {"path": str(file)}
+    tree["stages"] = ["filter", "rl"]
+    tree["stage"]["rl"]["problems"] = list(mixes)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("filtered", "mix", "where"),
+    [
+        ({}, {"problems": "numbers", "domain": "even"}, r"stage\.rl\.problems\[0\]"),
+        ({}, {"stage": "filter", "domain": "even"}, r"stage\.rl\.problems\[0\]"),
+        ({"domain": "even"}, {"stage": "filter"}, r"stage\.filter\.problems\[0\]"),
+    ],
+    ids=["by the mixture", "after the filter", "before the filter"],
+)
+def test_a_setting_of_a_domain_that_the_mixture_leaves_out_is_refused_with_what_leaves_it_out(
+    recipe: Path, filtered: dict[str, str], mix: dict[str, str], where: str
+) -> None:
+    tree = of_two_domains(recipe, mix, domain_rewards={"odd": {"incorrect": -1.0}})
+    tree["stage"]["filter"]["problems"] = [{"problems": "numbers", **filtered}]
+    told = rf"stage\.rl\.domain_rewards: 'odd' is set here and none of its problems is used: {where}\.domain = "
+    with pytest.raises(UserError, match=told + "\"even\" leaves them out. Take 'odd' out of domain_rewards, or"):
+        refused(tree)
+
+
+def test_a_setting_of_a_domain_that_another_share_of_the_mixture_has_is_taken(recipe: Path) -> None:
+    both = [{"problems": "numbers", "domain": "even"}, {"problems": "numbers", "domain": "odd"}]
+    refused(of_two_domains(recipe, *both, domain_rewards={"odd": {"incorrect": -1.0}}))
+
+
+def refused(tree: dict[str, Any]) -> None:
+    """What an rl stage asks about its domains before anything else."""
+    chosen = alarm_runs.check(tree, "test")
+    stage = chosen.stage["rl"]
+    assert isinstance(stage, RlStage)
+    with Run(Path(chosen.problems["numbers"].path or "").with_name("run"), console=False) as opened:
+        context = Context(chosen, opened, "")
+        context.refuse_unknown_domains("rl", {"domain_rewards": stage.domain_rewards}, stage.problems)
 
 
 def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anything_is_sampled(

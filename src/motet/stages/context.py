@@ -80,21 +80,35 @@ class Context:
 
     def refuse_unknown_domains(self, stage: str, named: Mapping[str, Iterable[str]], mixes: Sequence[Mix]) -> None:
         """Raises UserError where a setting of `stage` names a domain that none of its problems ever had. `named`: the
-        domains by setting. A domain of which a filter has kept nothing is known."""
-        known = set[str]()
-        if any(named.values()):
-            known = {domain for name in self._sets(mixes) for domain in self.split(name).train.by_domain()}
+        domains by setting. A domain of which a filter has kept nothing is known; one that every share of the mixture
+        leaves out by its own `domain` is not."""
+        known = self._domains(stage, mixes) if any(named.values()) else {}
+        used = [domain for domain, left_out in known.items() if not left_out]
         for key, domains in named.items():
-            for domain in sorted(set(domains) - known):
-                raise UserError(unknown_name(f"stage.{stage}.{key}", domain, known, "a domain of the stage's problems"))
+            for domain in sorted(set(domains) - set(used)):
+                place = f"stage.{stage}.{key}"
+                if domain not in known:
+                    raise UserError(unknown_name(place, domain, used, "a domain of the stage's problems"))
+                raise UserError(
+                    f"{place}: {domain!r} is set here and none of its problems is used: {known[domain]} leaves them "
+                    f"out. Take {domain!r} out of {key}, or give the mixture a share of it"
+                )
 
-    def _sets(self, mixes: Sequence[Mix]) -> list[str]:
-        """The problem sets of a mixture, those behind filter stages included."""
-        found: list[str] = []
-        for mix in mixes:
+    def _domains(self, stage: str, mixes: Sequence[Mix]) -> dict[str, str]:
+        """Domains of the problem sets of a mixture, those behind filter stages included, each with the setting that
+        leaves all of its problems out; empty where they are used."""
+        found: dict[str, str] = {}
+        for place, mix in enumerate(mixes):
             source = self.recipe.stage[mix.stage] if mix.stage is not None else None
-            found += self._sets(source.problems) if isinstance(source, FilterStage) else [mix.problems or ""]
-        return list(dict.fromkeys(found))
+            if isinstance(source, FilterStage):
+                own = self._domains(mix.stage or "", source.problems)
+            else:
+                own = dict.fromkeys(self.split(mix.problems or "").train.by_domain(), "")
+            for domain, left_out in own.items():
+                if mix.domain is not None and domain != mix.domain:
+                    left_out = left_out or f'stage.{stage}.problems[{place}].domain = "{mix.domain}"'
+                found[domain] = left_out and found.get(domain, left_out)
+        return found
 
     @cached_property
     def tokenizer(self) -> Any:
