@@ -76,7 +76,9 @@ def test_a_healthy_run_whose_batches_overlap_is_silent_too(micro_recipe: Path, m
     """Each batch is of older weights: that is no drift between engine and learner."""
     settings = {"steps": 8, "prompts_per_step": 8, "overlap": True, "alarms": {"drift": 1e-3}}
     ran = run(recipe_of(micro_recipe, model, **settings), tmp_path / "run")
-    assert all(row["staleness"] == 1.0 for row in micro.metrics(ran.folder, "rl")[1:])
+    rows = micro.metrics(ran.folder, "rl")
+    assert all(row["staleness"] == 1.0 for row in rows[1:])
+    assert all(row["engine/logprob_diff_mean"] < 1e-5 for row in rows)
     by_the_clock = {"slow_engine", "slow_verifiers"}
     assert [alarm for alarm in ran.alarms if alarm.rule not in by_the_clock] == []
 
@@ -250,6 +252,16 @@ def test_an_engine_that_keeps_its_old_weights_drifts_and_its_weights_leave_their
     assert "does not have the learner's weights" in drift.causes[0].text
     alarm = ran.of("importance")
     assert "the engine is another policy: see the alarm drift" in alarm.causes[0].text
+
+
+def test_an_engine_that_keeps_its_old_weights_drifts_though_every_batch_is_of_older_ones(
+    recipe: Path, model: Path, tmp_path: Path, deaf: None
+) -> None:
+    settings = {"optimizer": {"learning_rate": 3e-3, **HOT}, "overlap": True, "steps": 4}
+    ran = run(recipe_of(recipe, model, "coin", **settings), tmp_path / "run")
+    differences = [row["engine/logprob_diff_mean"] for row in micro.metrics(ran.folder, "rl")]
+    assert differences[0] < 1e-5 < differences[1] and differences[3] > 0.02
+    assert "does not have the learner's weights" in ran.of("drift").causes[0].text
 
 
 def test_a_batch_that_is_spent_long_before_it_is_used_up_is_stale(recipe: Path, model: Path, tmp_path: Path) -> None:

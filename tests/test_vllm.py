@@ -572,6 +572,6 @@ def test_without_vllm_in_this_environment_the_way_to_get_it_is_told(model_folder
 
 def test_the_probe_reads_what_the_learner_would_train_on(chat: ChatFormat) -> None:
     (sample,) = as_samples([Request((3, 4), (), 0)], [Completion("x", (5, 6), (-0.1, -0.2), "length", 0)])
-    assert arrival._sample(Request((3, 4), (), 0), Completion("x", (5, 6), (-0.1, -0.2), "length", 0)) == sample
+    assert arrival.as_sample(Request((3, 4), (), 0), Completion("x", (5, 6), (-0.1, -0.2), "length", 0)) == sample
     (batch,) = pack([sample], 8)
     assert batch.behaviour_N.tolist() == pytest.approx([-0.1, -0.2])

@@ -12,6 +12,7 @@ from motet.model.rope import require_positions
 from motet.rl import experience
 from motet.rl.reuse import learn
 from motet.rl.telltales import speeds
+from motet.stages.agreement import Agreement
 from motet.stages.alarmed import Alarms
 from motet.stages.batches import Batches, staleness
 from motet.stages.context import Context
@@ -31,7 +32,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     require_positions(name, "sampling.max_tokens", config.sampling.max_tokens, model)
     alarms = Alarms(name, config, context)
     selection = Selection(name, config, context, alarms.attempt)
-    probe = Probe(name, config, context)
+    probe, agreement = Probe(name, config, context), Agreement(name, config, seed)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)
     reference = context.reference(name, config, model) if config.algorithm.kl else None
@@ -66,6 +67,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
             if live:
                 with time("load"):
                     sampler.engine.load(learner.weights(), learner.version)
+            metrics |= agreement.measure(sampler.engine, learner, step + 1, groups, metrics, time)
             learner.rest()
         metrics |= probe.measure(sampler, step + 1, time)
         metrics |= time.metrics() | speeds(metrics, time.seconds)
