@@ -418,6 +418,24 @@ def test_an_engine_that_has_become_slow_and_verifiers_that_hold_the_step_up_are_
     assert any("less to do at once than it could" in cause.text for cause in alarm.causes)
 
 
+def test_an_engine_that_was_slow_from_the_first_step_on_is_seen_though_it_was_never_any_faster(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = TransformersEngine._decode
+
+    def slow(self: Any, *given: Any) -> Iterator[Any]:
+        time.sleep(3.5)
+        yield from decode(self, *given)
+
+    monkeypatch.setattr(TransformersEngine, "_decode", slow)
+    ran = run(recipe_of(recipe, model, steps=2, alarms={"window": 1, "starving": 0.7}), tmp_path / "run")
+    alarm = ran.of("starved")
+    assert alarm.step == 2 and "the learner waited for completions for" in alarm.seen
+    assert "the engine's machine is slow, or shared with others" in alarm.causes[0].text
+    assert any("16 completions a step, engine.batch_size is 128" in cause.evidence for cause in alarm.causes)
+    assert all(other.rule != "slow_engine" for other in ran.alarms)
+
+
 # ---- memory
 
 
