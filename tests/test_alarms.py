@@ -272,6 +272,24 @@ def test_a_batch_that_is_spent_long_before_it_is_used_up_is_stale(recipe: Path, 
     assert changed(ran, "stale") == "stage.rl.algorithm.passes = 1   # now 6"
 
 
+def test_rollouts_of_a_filter_that_are_used_for_many_steps_are_stale_by_their_age(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """They are of version 0: after four updates a step one batch old in the second step, and two in the third."""
+    tree = recipe_of(recipe, model, steps=4, alarms={"staleness": 1}).model_dump(mode="json")
+    tree["stages"] = ["filter", "rl"]
+    tree["stage"]["rl"] |= {"problems": [{"stage": "filter"}], "reuse_filter": 4}
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    rows = micro.metrics(ran.folder, "rl")
+    steps = [int(row["inner_steps"]) for row in rows]
+    assert [row["rollout/staleness_max"] for row in rows] == [0, steps[0], sum(steps[:2]), sum(steps[:3])]
+    assert all(row["rollout/reused"] > 0 for row in rows)
+    alarm = ran.of("stale")
+    assert "rollouts were up to 1.5 batches old (mean)." in alarm.seen and "gradient steps" not in alarm.seen
+    assert "the filter's rollouts are used for too many steps" in alarm.causes[0].text
+    assert changed(ran, "stale") == "stage.rl.reuse_filter = 1   # now 4"
+
+
 # ---- texts
 
 
@@ -342,6 +360,23 @@ def test_below_the_start_the_shares_and_their_rewards_are_shown_before_the_rates
     assert probed["heldout/before/pass"] == pytest.approx(before["pass_at_1"]["mean"])
     assert probed["heldout/change"] == pytest.approx(probed["heldout/after/pass"] - probed["heldout/before/pass"])
     assert probed["heldout/before/malformed"] == before["malformed"]
+
+
+def test_a_trained_domain_that_falls_is_seen_where_nothing_is_held_out(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """The steps are so large that the number that was asked for is no longer said."""
+    settings = {"steps": 4, "prompts_per_step": 8, "group_size": 8, "optimizer": {"learning_rate": 3e-3, **HOT}}
+    tree = recipe_of(recipe, model, "has_a_one", **settings).model_dump(mode="json")
+    gamed = {**tree["problems"]["numbers"], "domain": "gamed"}
+    tree["problems"] = {"gamed": gamed, "numbers": {**gamed, "verifier": None, "domain": None}}
+    tree["stage"]["rl"]["problems"] = [{"problems": "gamed"}, {"problems": "numbers"}]
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    assert not any(key.startswith("heldout/") for row in micro.metrics(ran.folder, "rl") for key in row)
+    alarm = ran.of("forgetting")
+    assert "training pass rate of math fell by" in alarm.seen and "does not train on it" not in alarm.seen
+    assert "the learning rate is too high" in alarm.causes[0].text
+    assert changed(ran, "forgetting") == "stage.rl.optimizer.learning_rate = 0.001   # now 0.003"
 
 
 # ---- guessed
