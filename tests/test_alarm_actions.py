@@ -260,6 +260,44 @@ def test_truncated_rollouts_of_one_domain_are_seen_though_they_are_few_in_the_wh
     assert alarm.seen == "of code alone: cut at 16 tokens: 0 % of the rollouts at first, 50 % in steps 3 to 4."
 
 
+@pytest.mark.parametrize(
+    ("now", "cause", "evidence"),
+    [
+        ({}, "the verifier is dead or wrong",
+         "50 % passed before, and none in the last 3 steps, though the completions are as they were"),
+        ({"rollout/truncated_share": 0.8},
+         "the last steps destroyed the policy", "the pass rate went from 50 % to 0; "),
+        ({"rollout/wrong_with_reference_share": 0.4, "rollout/truncated_share": 0.8},
+         "the last steps destroyed the policy", "the pass rate went from 50 % to 0; "),
+    ],
+    ids=["verifier", "policy", "policy that still copies"],
+)  # fmt: skip
+def test_when_nothing_passes_any_more_the_cause_is_known_as_soon_as_the_alarm_speaks(
+    history: Recipe, now: dict[str, float], cause: str, evidence: str
+) -> None:
+    """In windows of five steps it speaks after three without a signal: 3 x 32 x 0.5 = 48 passes were to be expected."""
+    tree = history.model_dump(mode="json")
+    tree["stage"]["rl"]["alarms"]["window"] = 5
+    monitor, raised = Monitor(check(tree, "test"), "rl"), list[Any]()
+    for step in range(1, 10):
+        shares = dict.fromkeys(("rollout/truncated_share", "rollout/wrong_with_reference_share"), 0.0)
+        given = {**row(step, 0.9), "rollout/tokens_mean": 60.0, **shares}
+        if step > 4:
+            given |= {"groups/live_share": 0.0, "groups/all_wrong_share": 1.0, "pass/mean": 0.0, **now}
+        raised += monitor.see(given).raised
+    (alarm,) = [alarm for alarm in raised if alarm.rule == "no_signal"]
+    assert alarm.step == 7 and cause in alarm.causes[0].text and alarm.causes[0].evidence.startswith(evidence)
+
+
+def test_a_verifier_that_calls_the_reference_wrong_is_dead_before_its_problems_are_too_hard(history: Recipe) -> None:
+    """All groups wrong: of what is called wrong two fifths hold the reference, or a quarter, as chance may have it."""
+    for share, cause in ((0.4, "the verifier is dead or wrong"), (0.25, "the problems are too hard")):
+        monitor = Monitor(history, "rl")
+        given = {"groups/all_wrong_share": 1.0, "pass/mean": 0.0, "rollout/wrong_with_reference_share": share}
+        raised = [alarm for step in (1, 2) for alarm in monitor.see({**row(step, 0.0), **given}).raised]
+        assert cause in raised[0].causes[0].text
+
+
 def test_a_slow_engine_that_failed_and_was_brought_back_is_told_by_it(history: Recipe) -> None:
     monitor, raised = Monitor(history, "rl"), list[Any]()
     for step in range(1, 5):

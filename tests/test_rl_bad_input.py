@@ -150,7 +150,10 @@ def test_a_verifier_that_always_fails_masks_its_rollouts_and_is_named(
     assert all("no such thing" in verdict.detail for verdict in judged)
     assert [row["rollout/unjudged"] for row in rows] == [16, 16] and all(row["groups/in_loss"] == 0 for row in rows)
     cause = ran.of("no_signal").causes[0]
-    assert "the verifier is dead or wrong" in cause.text and "were not judged" in cause.evidence
+    assert "the verifier is dead or wrong" in cause.text
+    assert cause.evidence == "100 % of the rollouts were not judged: log.txt says why"
+    assert len(cause.change) == 1 and cause.change[0].startswith("motet check RECIPE")  # no deadline was met
+    assert "all 4 groups are without a signal (16 infra_error); nothing was learnt" in ran.text
 
 
 def test_a_verifier_that_hangs_is_cut_at_its_deadline_and_counted(recipe: Path, model: Path, tmp_path: Path) -> None:
@@ -159,6 +162,9 @@ def test_a_verifier_that_hangs_is_cut_at_its_deadline_and_counted(recipe: Path, 
     ran = run(chosen.model_copy(update={"verification": verification}), tmp_path / "run")
     (row,) = micro.metrics(ran.folder, "rl")
     assert row["verdict/timeout"] == 8 and row["time/judge"] > 0.2
+    assert "all 4 groups are without a signal (8 timeout); nothing was learnt" in ran.text
+    (told,) = [text for text in jsonl.read_json(ran.folder / "report.json")["alerts"] if "deadline" in text]
+    assert told.startswith("rl: 8 rollouts of 8 ran into the deadline of their verdict (timeout)")
 
 
 # ---- problems
@@ -171,7 +177,8 @@ def test_a_batch_of_equal_rewards_is_counted_learnt_from_by_nobody_and_changes_n
     rows = micro.metrics(ran.folder, "rl")
     assert [row["groups/live_share"] for row in rows] == [0.0] * 3
     assert [row["groups/all_wrong_share"] for row in rows] == [1.0] * 3
-    assert "all 4 groups are without a signal; nothing was learnt" in ran.text
+    told = [line for line in ran.text.splitlines() if "all 4 groups are without a signal (1" in line]
+    assert len(told) == 3 and all(" incorrect" in line and line.endswith("; nothing was learnt") for line in told)
     before = micro.weights(model.parent.parent, "sft")
     assert micro.same_weights(before, micro.weights(ran.folder, "rl"))
     assert ran.of("no_signal").step == 2

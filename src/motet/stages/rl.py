@@ -59,9 +59,8 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
                 with naming(f"stage.{name}"):
                     metrics |= learn(learner, live, config, time, reference, own_numbers, fresh)
             else:
-                log.info(
-                    "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
-                )
+                log.info("%s step %d: all %d groups are without a signal (%s); nothing was learnt", name, step + 1,
+                         len(groups), experience.verdicts(metrics))  # fmt: skip
             with time("generate"):
                 batches.wait(time)
             if live:
