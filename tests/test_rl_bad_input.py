@@ -267,14 +267,22 @@ def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anyth
     assert not list((tmp_path / "run" / "filter").glob("*.jsonl"))
 
 
-def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path, model: Path, tmp_path: Path) -> None:
-    rows = [{"id": f"n{n}", "prompt": "Say " + "9 " * 30 + str(n), "answer": n} for n in range(10, 40)]
+def test_a_prompt_longer_than_the_window_is_refused_by_name_before_anything_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """Two of 30, which four problems of the first step need not hold."""
+    long = {20: "9 " * 25, 30: "9 " * 30}
+    rows = [{"id": f"n{n}", "prompt": f"Say {long.get(n, '')}{n}", "answer": n} for n in range(10, 40)]
     file = tmp_path / "long.jsonl"
     jsonl.write(file, rows)
     tree = recipe_of(recipe, model).model_dump(mode="json")
-    tree["problems"]["numbers"] |= {"path": str(file)}
-    with pytest.raises(UserError, match=r"a prompt of \d+ tokens and sampling.max_tokens = 16 are \d+ positions"):
+    tree["problems"]["numbers"] |= {"path": str(file), "heldout": 0.0}
+    told = (
+        r"stage.rl.problems: 'n30' is too long: a prompt of 66 tokens and sampling.max_tokens = 16 are 82 positions, "
+    )
+    with pytest.raises(UserError, match=told + "over the model's 64. It is the longest of 2 such problems of 30."):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    assert not list((tmp_path / "run" / "rl").glob("rollouts/*"))
 
 
 def test_a_rollout_longer_than_one_pass_is_refused_and_a_longer_pass_goes_on_with_it(

@@ -19,6 +19,7 @@ from motet.data.chat import ChatFormat
 from motet.data.mix import Mixture, Part, weight_of
 from motet.engine.protocol import Engine
 from motet.model.load import load_tokenizer
+from motet.model.rope import positions_of
 from motet.rl.rollouts import Sampler
 from motet.stages.shared import SharedSampler
 from motet.tasks import ProblemSplit, load_problem_set
@@ -30,6 +31,9 @@ from motet.verify.sandbox import announce
 
 if TYPE_CHECKING:
     from motet.engine.vllm import Lender
+
+TEMPLATE = 4096
+"""Bytes that a chat template may add to the turns (ours)."""
 
 
 @dataclass
@@ -93,6 +97,30 @@ class Context:
                     f"{place}: {domain!r} is set here and none of its problems is used: {known[domain]} leaves them "
                     f"out. Take {domain!r} out of {key}, or give the mixture a share of it"
                 )
+
+    def refuse_long_prompts(self, stage: str, problems: Iterable[Problem], max_tokens: int, model: Path | str) -> None:
+        """Raises UserError where a prompt and `max_tokens` are more than the engine's window: before anything is
+        sampled, not in the step that draws it. Few are tokenised: a text has no more tokens than bytes."""
+        windows = {"model": positions_of(model), "engine": self.recipe.engine.context}
+        whose, window = min(((k, v) for k, v in windows.items() if v is not None), key=lambda w: w[1], default=("", 0))
+        if not window:
+            return
+        count, too_long, longest = 0, 0, (0, "")
+        least = max_tokens + TEMPLATE + len((self.recipe.chat.system or "").encode())
+        for problem in problems:
+            count += 1
+            if sum(len(m["content"].encode()) for m in problem.messages) + least > window:
+                tokens = len(self.chat.prompt(problem.messages))
+                too_long += tokens + max_tokens > window
+                longest = max(longest, (tokens, problem.id))
+        if too_long:
+            tokens, name = longest
+            raise UserError(
+                f"stage.{stage}.problems: {name!r} is too long: a prompt of {tokens} tokens and sampling.max_tokens = "
+                f"{max_tokens} are {tokens + max_tokens} positions, over the {whose}'s {window}. It is the longest of "
+                f"{too_long:,} such problems of {count:,}. Lower sampling.max_tokens, leave such problems out, or take "
+                "a model with a larger window."
+            )
 
     def _domains(self, stage: str, mixes: Sequence[Mix]) -> dict[str, str]:
         """Domains of the problem sets of a mixture, those behind filter stages included, each with the setting that
