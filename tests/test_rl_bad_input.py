@@ -186,8 +186,19 @@ def test_a_batch_of_equal_rewards_is_counted_learnt_from_by_nobody_and_changes_n
 
 def test_a_domain_without_a_problem_is_refused_by_name(recipe: Path, model: Path, tmp_path: Path) -> None:
     tree = recipe_of(recipe, model).model_dump(mode="json")
-    tree["stage"]["rl"]["problems"] = [{"problems": "numbers", "domain": "poetry"}]
-    with pytest.raises(UserError, match="'numbers' has no training problem in the domain 'poetry'"):
+    tree["stage"]["rl"]["problems"] = [{"problems": "numbers"}, {"problems": "numbers", "domain": "poetry"}]
+    told = r"stage.rl.problems\[1\]: 'numbers' has no training problem in the domain 'poetry': known are 'math'; take "
+    with pytest.raises(UserError, match=told):
+        run(alarm_runs.check(tree, "test"), tmp_path / "run")
+
+
+def test_a_set_of_which_all_is_held_out_is_refused_with_the_share_that_is(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    tree = recipe_of(recipe, model).model_dump(mode="json")
+    tree["problems"]["numbers"]["heldout"] = 1.0
+    told = r"'numbers' has no training problem: all 90 are held out \(problems.numbers.heldout = 1\); lower it"
+    with pytest.raises(UserError, match=told):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
 
 

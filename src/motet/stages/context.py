@@ -12,7 +12,7 @@ from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as EngineConfig
 from motet.base.recipe import FilterStage, Mix, Recipe, TrainingStage
-from motet.base.recipe.names import unknown_name
+from motet.base.recipe.names import nearest, unknown_name
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
 from motet.data.chat import ChatFormat
@@ -71,16 +71,29 @@ class Context:
                 assert mix.problems is not None
                 problems = self.split(mix.problems).train
             name = mix.problems or mix.stage or ""
-            domains = problems.by_domain()
-            if mix.domain is not None:
-                domains = {domain: own for domain, own in domains.items() if domain == mix.domain}
+            found = problems.by_domain()
+            domains = {domain: own for domain, own in found.items() if mix.domain in (None, domain)}
             if not domains:
-                known = f" in the domain {mix.domain!r}" if mix.domain else ""
-                raise UserError(f"stage.{stage}.problems: {name!r} has no training problem{known}")
+                raise UserError(f"stage.{stage}.problems[{place}]: {self._empty(mix, sorted(found))}")
             parts += [
                 Part(f"{name}/{domain}", own, weight_of(mix.weight), f"{place}") for domain, own in domains.items()
             ]
         return Mixture(parts, seed_of(self.recipe.seed, stage))
+
+    def _empty(self, mix: Mix, domains: list[str]) -> str:
+        """Why a share of a mixture has no problem, and what to do."""
+        name = mix.problems or mix.stage or ""
+        if domains:
+            return (
+                f"{name!r} has no training problem in the domain {mix.domain!r}: {nearest(mix.domain or '', domains)}"
+                "take this share of the mixture out, or name a domain that there is"
+            )
+        assert mix.problems is not None, "a filter stage that keeps nothing ends with an error"
+        held = len(self.split(name).heldout)
+        return (
+            f"{name!r} has no training problem: all {held:,} are held out (problems.{name}.heldout = "
+            f"{self.recipe.problems[name].heldout:g}); lower it, or give it more problems"
+        )
 
     def refuse_unknown_domains(self, stage: str, named: Mapping[str, Iterable[str]], mixes: Sequence[Mix]) -> None:
         """Raises UserError where a setting of `stage` names a domain that none of its problems ever had. `named`: the
