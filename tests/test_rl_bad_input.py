@@ -376,5 +376,7 @@ def test_resumed_with_another_recipe_the_stage_begins_anew_and_the_old_one_is_ke
     ran = run(recipe_of(recipe, model, steps=2, optimizer={"learning_rate": 5e-4}), tmp_path / "run")
     kept = {file.name: file.read_bytes() for file in (ran.folder / "rl.stale-1" / "rollouts").iterdir()}
     assert kept == old and len(kept) > 0
-    assert "rl: was made from something else; set aside as rl.stale-1" in ran.text
+    told = "stage.rl.optimizer.learning_rate was 0.001 and is 0.0005; stage.rl.steps was 4 and is 2\n"
+    assert f"rl: was made from something else; set aside as rl.stale-1: {told}" in ran.text
+    assert [row["step"] for _, row in jsonl.read(ran.folder / "rl.stale-1" / "metrics.jsonl")] == [1, 2, 3]
     assert [row["step"] for row in micro.metrics(ran.folder, "rl")] == [1, 2]
