@@ -14,6 +14,7 @@ import pytest
 import alarm_runs
 import micro
 from alarm_runs import recipe_of, run
+from fake_vllm import FakeVllm
 from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
@@ -112,6 +113,24 @@ def test_a_log_probability_that_is_no_number_stops_the_run_and_loses_no_rollout(
         run(chosen, tmp_path / "run")
     run(chosen, tmp_path / "run")
     assert same_as(whole, tmp_path / "run")
+
+
+def test_an_engine_that_computes_something_else_from_the_same_weights_is_refused_before_a_batch_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """A server that took the weights and tells -0.5 of every token."""
+    server = FakeVllm(light=True)
+    try:
+        tree = recipe_of(recipe, model, steps=1).model_dump(mode="json")
+        tree["engine"] |= {"kind": "vllm", "urls": [server.url]}
+        told = r"engine and learner disagree about the same weights \(version 0\): .* where 0.002 is allowed"
+        with pytest.raises(UserError, match=told):
+            run(alarm_runs.check(tree, "test"), tmp_path / "run")
+        assert len(server.bodies) == 4 and not list((tmp_path / "run" / "rl").glob("rollouts/*"))
+        tree["engine"] |= {"largest_drift": 100.0}
+        assert "engine and learner differ by" in run(alarm_runs.check(tree, "test"), tmp_path / "run").text
+    finally:
+        server.close()
 
 
 # ---- verifiers

@@ -33,7 +33,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     alarms = Alarms(name, config, context)
     selection = Selection(name, config, context, alarms.attempt)
     selection.refuse_long_prompts(model)
-    probe, agreement = Probe(name, config, context), Agreement(name, config, seed)
+    probe, agreement = Probe(name, config, context), Agreement(name, config, context)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)
     reference = context.reference(name, config, model) if config.algorithm.kl else None
@@ -42,6 +42,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     selection.restore(start)
     sampler = context.shared_sampler(model)
     sampler.engine.load(learner.weights(), learner.version)
+    agreement.prove(sampler.engine, learner)
     context.run.drop_metrics(name, start + 1)
     alarms.begin(start, checkpoints)
     own_numbers = context.recipe.engine.kind == "transformers" and context.recipe.model.dtype == "float32"
