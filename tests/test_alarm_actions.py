@@ -22,6 +22,7 @@ from motet.rl.alarms import Alarm, Cause, History, alarm_of
 from motet.rl.alarms.heldout import not_generalising
 from motet.rl.alarms.monitor import Monitor
 from motet.rl.alarms.record import ranked, toml, written
+from motet.rl.alarms.system import starved
 from motet.rl.rollouts import Sampler
 from motet.rl.telltales import holds, repeated, repetition, speeds, telltales
 from motet.stages import alarmed
@@ -72,7 +73,7 @@ def rows(folder: Path) -> list[int]:
 
 def calm(recipe: Path, model: Path, **alarms: Any) -> Recipe:
     """Five steps of eight problems, a checkpoint after each, every alarm off but no_signal."""
-    off = dict.fromkeys((*OTHERS, "drift", "importance", "slow_engine", "slow_verifiers"), "off")
+    off = dict.fromkeys((*OTHERS, "drift", "importance", "slow_engine", "starved", "slow_verifiers"), "off")
     actions = {**off, **alarms.pop("actions", {})}
     return recipe_of(
         recipe, model, steps=5, prompts_per_step=8, checkpoint_every=1,
@@ -259,6 +260,44 @@ def test_truncated_rollouts_of_one_domain_are_seen_though_they_are_few_in_the_wh
     assert alarm.seen == "of code alone: cut at 16 tokens: 0 % of the rollouts at first, 50 % in steps 3 to 4."
 
 
+@pytest.mark.parametrize(
+    ("now", "cause", "evidence"),
+    [
+        ({}, "the verifier is dead or wrong",
+         "50 % passed before, and none in the last 3 steps, though the completions are as they were"),
+        ({"rollout/truncated_share": 0.8},
+         "the last steps destroyed the policy", "the pass rate went from 50 % to 0; "),
+        ({"rollout/wrong_with_reference_share": 0.4, "rollout/truncated_share": 0.8},
+         "the last steps destroyed the policy", "the pass rate went from 50 % to 0; "),
+    ],
+    ids=["verifier", "policy", "policy that still copies"],
+)  # fmt: skip
+def test_when_nothing_passes_any_more_the_cause_is_known_as_soon_as_the_alarm_speaks(
+    history: Recipe, now: dict[str, float], cause: str, evidence: str
+) -> None:
+    """In windows of five steps it speaks after three without a signal: 3 x 32 x 0.5 = 48 passes were to be expected."""
+    tree = history.model_dump(mode="json")
+    tree["stage"]["rl"]["alarms"]["window"] = 5
+    monitor, raised = Monitor(check(tree, "test"), "rl"), list[Any]()
+    for step in range(1, 10):
+        shares = dict.fromkeys(("rollout/truncated_share", "rollout/wrong_with_reference_share"), 0.0)
+        given = {**row(step, 0.9), "rollout/tokens_mean": 60.0, **shares}
+        if step > 4:
+            given |= {"groups/live_share": 0.0, "groups/all_wrong_share": 1.0, "pass/mean": 0.0, **now}
+        raised += monitor.see(given).raised
+    (alarm,) = [alarm for alarm in raised if alarm.rule == "no_signal"]
+    assert alarm.step == 7 and cause in alarm.causes[0].text and alarm.causes[0].evidence.startswith(evidence)
+
+
+def test_a_verifier_that_calls_the_reference_wrong_is_dead_before_its_problems_are_too_hard(history: Recipe) -> None:
+    """All groups wrong: of what is called wrong two fifths hold the reference, or a quarter, as chance may have it."""
+    for share, cause in ((0.4, "the verifier is dead or wrong"), (0.25, "the problems are too hard")):
+        monitor = Monitor(history, "rl")
+        given = {"groups/all_wrong_share": 1.0, "pass/mean": 0.0, "rollout/wrong_with_reference_share": share}
+        raised = [alarm for step in (1, 2) for alarm in monitor.see({**row(step, 0.0), **given}).raised]
+        assert cause in raised[0].causes[0].text
+
+
 def test_a_slow_engine_that_failed_and_was_brought_back_is_told_by_it(history: Recipe) -> None:
     monitor, raised = Monitor(history, "rl"), list[Any]()
     for step in range(1, 5):
@@ -269,6 +308,76 @@ def test_a_slow_engine_that_failed_and_was_brought_back_is_told_by_it(history: R
     assert alarm.id == "slow_engine@4" and "the engine was restarted" in alarm.causes[0].text
     assert alarm.causes[0].evidence == "it failed and was brought back 2 times in steps 3 to 4"
     assert alarm.causes[0].change == ("engine.timeout_seconds = 1200.0   # now 600.0",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "figures", "cause", "evidence", "line"),
+    [
+        ({"kind": "vllm", "eager": True}, {}, "without CUDA graphs", "engine.eager is true",
+         "engine.eager = false   # now true"),
+        ({"kind": "vllm", "python": "p", "arguments": ["--no-enable-prefix-caching", "-tp", "2"]}, {},
+         "the prefix cache is off", "engine.arguments has --no-enable-prefix-caching",
+         'engine.arguments = ["-tp", "2"]   # now ["--no-enable-prefix-caching", "-tp", "2"]'),
+        ({"kind": "vllm"}, {"rollout/tokens_mean": 100.0, "rollout/tokens_max": 1000.0}, "a few long completions",
+         "the longest is 1,000 tokens long, the mean 100", "stage.rl.sampling.max_tokens = 750   # now 16"),
+        ({"kind": "vllm", "batch_size": 64}, {}, "less to do at once", "32 completions a step, engine.batch_size is 64",
+         "stage.rl.prompts_per_step = 16   # now 8"),
+        # four in flight of the two servers together, 32 to do: eight turns
+        ({"kind": "vllm", "batch_size": 2, "urls": ["a", "b"]}, {}, "wait for their turn",
+         "32 completions a step, 4 side by side", "engine.batch_size = 4   # now 2"),
+        # the longest of 36 tokens took 9 seconds
+        ({"kind": "vllm"}, {"rollout/tokens_mean": 30.0, "rollout/tokens_max": 36.0}, "slow, or shared with others",
+         "the longest completion grew by 4 tokens a second", 'model.device = "cuda"   # now "cpu"'),
+        ({"kind": "vllm"}, {"groups/refilled": 3.0}, "sampled again, round after round",
+         "3 groups a step beside 8", "stage.rl.refill = 0.5   # now 1.0"),
+        ({"kind": "vllm"}, {"groups/live_share": 0.25, "groups/all_correct_share": 0.7}, "the learner has little to do",
+         "25 % of the groups have one", "stage.rl.retire_at = 0.9   # now unset"),
+        ({"kind": "vllm"}, {"engine/failures": 2.0}, "fails and is brought back", "4 times in steps 2 to 3",
+         "engine.timeout_seconds = 1200.0   # now 600.0"),
+    ],
+    ids=["eager", "prefix cache", "tail", "idle", "turns", "crawling", "refill", "no signal", "failures"],
+)  # fmt: skip
+def test_an_engine_that_is_slow_from_the_start_is_seen_by_its_share_of_the_step_and_told_by_this_runs_evidence(
+    history: Recipe, engine: dict[str, Any], figures: dict[str, float], cause: str, evidence: str, line: str
+) -> None:
+    """Nine seconds of ten are waited for completions, at 100 tokens a second from the first step on."""
+    tree = history.model_dump(mode="json")
+    tree["engine"] |= {"batch_size": 32, **engine}
+    tree["stage"]["rl"] |= {"refill": 1.0}
+    tree["stage"]["rl"]["alarms"] |= {"starving": 0.85}
+    given = {"time/generate": 9.0, "time/step": 10.0, "tokens/sampled_per_second": 100.0, "rollout/count": 32.0}
+    given |= {"rollout/tokens_mean": 60.0, "rollout/tokens_max": 90.0, "inner_steps": 4.0, **figures}
+    monitor = Monitor(check(tree, "test"), "rl")
+    raised = [alarm for step in (1, 2, 3, 4) for alarm in monitor.see({**row(step, 0.9), **given}).raised]
+    (alarm,) = raised
+    assert alarm.id == "starved@3" and "90 % of a step (median); 100 tokens were sampled a second" in alarm.seen
+    assert cause in alarm.causes[0].text and alarm.causes[0].evidence == evidence
+    assert alarm.causes[0].change == (line,)
+
+
+def test_a_learner_that_waits_for_less_than_its_bound_or_for_moments_is_not_starved(history: Recipe) -> None:
+    """80 % of ten seconds, 95 % of half a second, and 95 % of ten where no group has a signal and no step is taken."""
+    for wait, whole, steps in ((8.0, 10.0, 4.0), (0.475, 0.5, 4.0), (9.5, 10.0, 0.0)):
+        monitor = Monitor(history, "rl")
+        given = {"time/generate": wait, "time/step": whole, "tokens/sampled_per_second": 100.0, "inner_steps": steps}
+        raised = [alarm.rule for step in (1, 2, 3, 4) for alarm in monitor.see({**row(step, 0.9), **given}).raised]
+        assert "starved" not in raised
+
+
+def test_taking_turns_is_told_by_what_overlap_would_save(history: Recipe) -> None:
+    """The learner's 40 % of a step could go on beside the sampling, on servers that do not share its memory."""
+    tree = history.model_dump(mode="json")
+    tree["engine"] |= {"kind": "vllm", "urls": ["http://a"], "batch_size": 32}
+    tree["stage"]["rl"]["alarms"] |= {"starving": 0.5}
+    found = History(check(tree, "test"), "rl")
+    for step in (1, 2, 3):
+        given = {"time/generate": 6.0, "time/step": 10.0, "rollout/count": 32.0, "rollout/tokens_max": 90.0}
+        given["inner_steps"] = 4.0
+        found.add({**row(step, 0.9), **given, "rollout/tokens_mean": 60.0})
+    alarm = starved(found)
+    assert alarm is not None and alarm.causes[0].text == "engine and learner take turns"
+    assert alarm.causes[0].evidence == "overlap is false; the rest of a step is 40 %"
+    assert alarm.causes[0].change == ("stage.rl.overlap = true   # now false",)
 
 
 def test_rollouts_that_are_batches_old_are_stale_and_one_batch_of_overlap_is_not(history: Recipe) -> None:

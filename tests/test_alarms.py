@@ -76,7 +76,9 @@ def test_a_healthy_run_whose_batches_overlap_is_silent_too(micro_recipe: Path, m
     """Each batch is of older weights: that is no drift between engine and learner."""
     settings = {"steps": 8, "prompts_per_step": 8, "overlap": True, "alarms": {"drift": 1e-3}}
     ran = run(recipe_of(micro_recipe, model, **settings), tmp_path / "run")
-    assert all(row["staleness"] == 1.0 for row in micro.metrics(ran.folder, "rl")[1:])
+    rows = micro.metrics(ran.folder, "rl")
+    assert all(row["staleness"] == 1.0 for row in rows[1:])
+    assert all(row["engine/logprob_diff_mean"] < 1e-5 for row in rows)
     by_the_clock = {"slow_engine", "slow_verifiers"}
     assert [alarm for alarm in ran.alarms if alarm.rule not in by_the_clock] == []
 
@@ -252,12 +254,40 @@ def test_an_engine_that_keeps_its_old_weights_drifts_and_its_weights_leave_their
     assert "the engine is another policy: see the alarm drift" in alarm.causes[0].text
 
 
+def test_an_engine_that_keeps_its_old_weights_drifts_though_every_batch_is_of_older_ones(
+    recipe: Path, model: Path, tmp_path: Path, deaf: None
+) -> None:
+    settings = {"optimizer": {"learning_rate": 3e-3, **HOT}, "overlap": True, "steps": 4}
+    ran = run(recipe_of(recipe, model, "coin", **settings), tmp_path / "run")
+    differences = [row["engine/logprob_diff_mean"] for row in micro.metrics(ran.folder, "rl")]
+    assert differences[0] < 1e-5 < differences[1] and differences[3] > 0.02
+    assert "does not have the learner's weights" in ran.of("drift").causes[0].text
+
+
 def test_a_batch_that_is_spent_long_before_it_is_used_up_is_stale(recipe: Path, model: Path, tmp_path: Path) -> None:
     algorithm = {"passes": 6, "minibatches": 1, "guard": {"on": True}}
     recipe_ = recipe_of(recipe, model, algorithm=algorithm, optimizer={"learning_rate": 5e-3, **HOT}, steps=2)
     ran = run(recipe_, tmp_path / "run")
     assert "1 of 6 gradient steps were taken" in ran.of("stale").seen
     assert changed(ran, "stale") == "stage.rl.algorithm.passes = 1   # now 6"
+
+
+def test_rollouts_of_a_filter_that_are_used_for_many_steps_are_stale_by_their_age(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """They are of version 0: after four updates a step one batch old in the second step, and two in the third."""
+    tree = recipe_of(recipe, model, steps=4, alarms={"staleness": 1}).model_dump(mode="json")
+    tree["stages"] = ["filter", "rl"]
+    tree["stage"]["rl"] |= {"problems": [{"stage": "filter"}], "reuse_filter": 4}
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    rows = micro.metrics(ran.folder, "rl")
+    steps = [int(row["inner_steps"]) for row in rows]
+    assert [row["rollout/staleness_max"] for row in rows] == [0, steps[0], sum(steps[:2]), sum(steps[:3])]
+    assert all(row["rollout/reused"] > 0 for row in rows)
+    alarm = ran.of("stale")
+    assert "rollouts were up to 1.5 batches old (mean)." in alarm.seen and "gradient steps" not in alarm.seen
+    assert "the filter's rollouts are used for too many steps" in alarm.causes[0].text
+    assert changed(ran, "stale") == "stage.rl.reuse_filter = 1   # now 4"
 
 
 # ---- texts
@@ -332,6 +362,23 @@ def test_below_the_start_the_shares_and_their_rewards_are_shown_before_the_rates
     assert probed["heldout/before/malformed"] == before["malformed"]
 
 
+def test_a_trained_domain_that_falls_is_seen_where_nothing_is_held_out(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """The steps are so large that the number that was asked for is no longer said."""
+    settings = {"steps": 4, "prompts_per_step": 8, "group_size": 8, "optimizer": {"learning_rate": 3e-3, **HOT}}
+    tree = recipe_of(recipe, model, "has_a_one", **settings).model_dump(mode="json")
+    gamed = {**tree["problems"]["numbers"], "domain": "gamed"}
+    tree["problems"] = {"gamed": gamed, "numbers": {**gamed, "verifier": None, "domain": None}}
+    tree["stage"]["rl"]["problems"] = [{"problems": "gamed"}, {"problems": "numbers"}]
+    ran = run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    assert not any(key.startswith("heldout/") for row in micro.metrics(ran.folder, "rl") for key in row)
+    alarm = ran.of("forgetting")
+    assert "training pass rate of math fell by" in alarm.seen and "does not train on it" not in alarm.seen
+    assert "the learning rate is too high" in alarm.causes[0].text
+    assert changed(ran, "forgetting") == "stage.rl.optimizer.learning_rate = 0.001   # now 0.003"
+
+
 # ---- guessed
 
 
@@ -404,6 +451,24 @@ def test_an_engine_that_has_become_slow_and_verifiers_that_hold_the_step_up_are_
     alarm = ran.of("slow_engine")
     assert "tokens were sampled a second" in alarm.seen
     assert any("less to do at once than it could" in cause.text for cause in alarm.causes)
+
+
+def test_an_engine_that_was_slow_from_the_first_step_on_is_seen_though_it_was_never_any_faster(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = TransformersEngine._decode
+
+    def slow(self: Any, *given: Any) -> Iterator[Any]:
+        time.sleep(3.5)
+        yield from decode(self, *given)
+
+    monkeypatch.setattr(TransformersEngine, "_decode", slow)
+    ran = run(recipe_of(recipe, model, steps=2, alarms={"window": 1, "starving": 0.7}), tmp_path / "run")
+    alarm = ran.of("starved")
+    assert alarm.step == 2 and "the learner waited for completions for" in alarm.seen
+    assert "the engine's machine is slow, or shared with others" in alarm.causes[0].text
+    assert any("16 completions a step, engine.batch_size is 128" in cause.evidence for cause in alarm.causes)
+    assert all(other.rule != "slow_engine" for other in ran.alarms)
 
 
 # ---- memory

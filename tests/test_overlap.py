@@ -50,8 +50,9 @@ def test_each_batch_is_of_the_weights_before_the_last_update_and_the_run_repeats
     assert [row["rollout/staleness_max"] for row in rows] == [0.0, *steps[:3]]
     assert all(row["correction/importance_max"] > 1.0 for row in rows[1:]) and "heldout/pass" in rows[1]
     assert {"time/sample", "time/generate", "time/judge", "time/train"} <= rows[2].keys()
-    # of older weights, the engine's log-probabilities say nothing of its arithmetic: no false alarm of drift
-    assert ["engine/logprob_diff_mean" in row for row in rows] == [True, False, False, False]
+    # a batch of older weights says nothing of the engine's arithmetic: each step something is drawn by the present ones
+    assert all(row["engine/logprob_diff_mean"] <= row["engine/logprob_diff_max"] < 1e-4 for row in rows)
+    assert any(row["policy/kl_to_behaviour/1"] > 1e-3 for row in rows[1:])
     again = run(micro_recipe, finished_run, tmp_path / "two", *settings)
     assert micro.same_weights(micro.weights(folder, "rl"), micro.weights(again, "rl"))
     plain = run(micro_recipe, finished_run, tmp_path / "plain", *settings[1:])

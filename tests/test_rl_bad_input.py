@@ -14,12 +14,15 @@ import pytest
 import alarm_runs
 import micro
 from alarm_runs import recipe_of, run
+from fake_vllm import FakeVllm
 from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import UserError
-from motet.base.recipe import Recipe
+from motet.base.recipe import Recipe, RlStage
 from motet.base.records import Group, decode_group
+from motet.base.run import Run
 from motet.engine.transformers import TransformersEngine
+from motet.stages.context import Context
 from motet.train.learner import Learner
 
 
@@ -112,6 +115,24 @@ def test_a_log_probability_that_is_no_number_stops_the_run_and_loses_no_rollout(
     assert same_as(whole, tmp_path / "run")
 
 
+def test_an_engine_that_computes_something_else_from_the_same_weights_is_refused_before_a_batch_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """A server that took the weights and tells -0.5 of every token."""
+    server = FakeVllm(light=True)
+    try:
+        tree = recipe_of(recipe, model, steps=1).model_dump(mode="json")
+        tree["engine"] |= {"kind": "vllm", "urls": [server.url]}
+        told = r"engine and learner disagree about the same weights \(version 0\): .* where 0.002 is allowed"
+        with pytest.raises(UserError, match=told):
+            run(alarm_runs.check(tree, "test"), tmp_path / "run")
+        assert len(server.bodies) == 4 and not list((tmp_path / "run" / "rl").glob("rollouts/*"))
+        tree["engine"] |= {"largest_drift": 100.0}
+        assert "engine and learner differ by" in run(alarm_runs.check(tree, "test"), tmp_path / "run").text
+    finally:
+        server.close()
+
+
 # ---- verifiers
 
 
@@ -148,7 +169,10 @@ def test_a_verifier_that_always_fails_masks_its_rollouts_and_is_named(
     assert all("no such thing" in verdict.detail for verdict in judged)
     assert [row["rollout/unjudged"] for row in rows] == [16, 16] and all(row["groups/in_loss"] == 0 for row in rows)
     cause = ran.of("no_signal").causes[0]
-    assert "the verifier is dead or wrong" in cause.text and "were not judged" in cause.evidence
+    assert "the verifier is dead or wrong" in cause.text
+    assert cause.evidence == "100 % of the rollouts were not judged: log.txt says why"
+    assert len(cause.change) == 1 and cause.change[0].startswith("motet check RECIPE")  # no deadline was met
+    assert "all 4 groups are without a signal (16 infra_error); nothing was learnt" in ran.text
 
 
 def test_a_verifier_that_hangs_is_cut_at_its_deadline_and_counted(recipe: Path, model: Path, tmp_path: Path) -> None:
@@ -157,6 +181,9 @@ def test_a_verifier_that_hangs_is_cut_at_its_deadline_and_counted(recipe: Path, 
     ran = run(chosen.model_copy(update={"verification": verification}), tmp_path / "run")
     (row,) = micro.metrics(ran.folder, "rl")
     assert row["verdict/timeout"] == 8 and row["time/judge"] > 0.2
+    assert "all 4 groups are without a signal (8 timeout); nothing was learnt" in ran.text
+    (told,) = [text for text in jsonl.read_json(ran.folder / "report.json")["alerts"] if "deadline" in text]
+    assert told.startswith("rl: 8 rollouts of 8 ran into the deadline of their verdict (timeout)")
 
 
 # ---- problems
@@ -169,7 +196,8 @@ def test_a_batch_of_equal_rewards_is_counted_learnt_from_by_nobody_and_changes_n
     rows = micro.metrics(ran.folder, "rl")
     assert [row["groups/live_share"] for row in rows] == [0.0] * 3
     assert [row["groups/all_wrong_share"] for row in rows] == [1.0] * 3
-    assert "all 4 groups are without a signal; nothing was learnt" in ran.text
+    told = [line for line in ran.text.splitlines() if "all 4 groups are without a signal (1" in line]
+    assert len(told) == 3 and all(" incorrect" in line and line.endswith("; nothing was learnt") for line in told)
     before = micro.weights(model.parent.parent, "sft")
     assert micro.same_weights(before, micro.weights(ran.folder, "rl"))
     assert ran.of("no_signal").step == 2
@@ -177,8 +205,19 @@ def test_a_batch_of_equal_rewards_is_counted_learnt_from_by_nobody_and_changes_n
 
 def test_a_domain_without_a_problem_is_refused_by_name(recipe: Path, model: Path, tmp_path: Path) -> None:
     tree = recipe_of(recipe, model).model_dump(mode="json")
-    tree["stage"]["rl"]["problems"] = [{"problems": "numbers", "domain": "poetry"}]
-    with pytest.raises(UserError, match="'numbers' has no training problem in the domain 'poetry'"):
+    tree["stage"]["rl"]["problems"] = [{"problems": "numbers"}, {"problems": "numbers", "domain": "poetry"}]
+    told = r"stage.rl.problems\[1\]: 'numbers' has no training problem in the domain 'poetry': known are 'math'; take "
+    with pytest.raises(UserError, match=told):
+        run(alarm_runs.check(tree, "test"), tmp_path / "run")
+
+
+def test_a_set_of_which_all_is_held_out_is_refused_with_the_share_that_is(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    tree = recipe_of(recipe, model).model_dump(mode="json")
+    tree["problems"]["numbers"]["heldout"] = 1.0
+    told = r"'numbers' has no training problem: all 90 are held out \(problems.numbers.heldout = 1\); lower it"
+    with pytest.raises(UserError, match=told):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
 
 
@@ -202,6 +241,52 @@ def test_a_setting_of_a_domain_that_no_problem_has_is_refused_by_name(
         run(recipe_of(recipe, model, **setting), tmp_path / "run")
 
 
+def of_two_domains(recipe: Path, *mixes: dict[str, str], **rl: Any) -> dict[str, Any]:
+    """A recipe whose problems are of the domains even and odd, `mixes` its rl stage's."""
+    file = recipe.with_name("both.jsonl")
+    rows = [{"id": f"n{n}", "prompt": f"Say {n}", "answer": n, "domain": ("even", "odd")[n % 2]} for n in range(10, 40)]
+    jsonl.write(file, rows)
+    tree = recipe_of(recipe, recipe, **rl).model_dump(mode="json")
+    tree["problems"]["numbers"] |= {"path": str(file)}
+    tree["stages"] = ["filter", "rl"]
+    tree["stage"]["rl"]["problems"] = list(mixes)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("filtered", "mix", "where"),
+    [
+        ({}, {"problems": "numbers", "domain": "even"}, r"stage\.rl\.problems\[0\]"),
+        ({}, {"stage": "filter", "domain": "even"}, r"stage\.rl\.problems\[0\]"),
+        ({"domain": "even"}, {"stage": "filter"}, r"stage\.filter\.problems\[0\]"),
+    ],
+    ids=["by the mixture", "after the filter", "before the filter"],
+)
+def test_a_setting_of_a_domain_that_the_mixture_leaves_out_is_refused_with_what_leaves_it_out(
+    recipe: Path, filtered: dict[str, str], mix: dict[str, str], where: str
+) -> None:
+    tree = of_two_domains(recipe, mix, domain_rewards={"odd": {"incorrect": -1.0}})
+    tree["stage"]["filter"]["problems"] = [{"problems": "numbers", **filtered}]
+    told = rf"stage\.rl\.domain_rewards: 'odd' is set here and none of its problems is used: {where}\.domain = "
+    with pytest.raises(UserError, match=told + "\"even\" leaves them out. Take 'odd' out of domain_rewards, or"):
+        refused(tree)
+
+
+def test_a_setting_of_a_domain_that_another_share_of_the_mixture_has_is_taken(recipe: Path) -> None:
+    both = [{"problems": "numbers", "domain": "even"}, {"problems": "numbers", "domain": "odd"}]
+    refused(of_two_domains(recipe, *both, domain_rewards={"odd": {"incorrect": -1.0}}))
+
+
+def refused(tree: dict[str, Any]) -> None:
+    """What an rl stage asks about its domains before anything else."""
+    chosen = alarm_runs.check(tree, "test")
+    stage = chosen.stage["rl"]
+    assert isinstance(stage, RlStage)
+    with Run(Path(chosen.problems["numbers"].path or "").with_name("run"), console=False) as opened:
+        context = Context(chosen, opened, "")
+        context.refuse_unknown_domains("rl", {"domain_rewards": stage.domain_rewards}, stage.problems)
+
+
 def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anything_is_sampled(
     recipe: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -212,14 +297,22 @@ def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anyth
     assert not list((tmp_path / "run" / "filter").glob("*.jsonl"))
 
 
-def test_a_prompt_longer_than_the_window_is_refused_with_its_length(recipe: Path, model: Path, tmp_path: Path) -> None:
-    rows = [{"id": f"n{n}", "prompt": "Say " + "9 " * 30 + str(n), "answer": n} for n in range(10, 40)]
+def test_a_prompt_longer_than_the_window_is_refused_by_name_before_anything_is_sampled(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    """Two of 30, which four problems of the first step need not hold."""
+    long = {20: "9 " * 25, 30: "9 " * 30}
+    rows = [{"id": f"n{n}", "prompt": f"Say {long.get(n, '')}{n}", "answer": n} for n in range(10, 40)]
     file = tmp_path / "long.jsonl"
     jsonl.write(file, rows)
     tree = recipe_of(recipe, model).model_dump(mode="json")
-    tree["problems"]["numbers"] |= {"path": str(file)}
-    with pytest.raises(UserError, match=r"a prompt of \d+ tokens and sampling.max_tokens = 16 are \d+ positions"):
+    tree["problems"]["numbers"] |= {"path": str(file), "heldout": 0.0}
+    told = (
+        r"stage.rl.problems: 'n30' is too long: a prompt of 66 tokens and sampling.max_tokens = 16 are 82 positions, "
+    )
+    with pytest.raises(UserError, match=told + "over the model's 64. It is the longest of 2 such problems of 30."):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
+    assert not list((tmp_path / "run" / "rl").glob("rollouts/*"))
 
 
 def test_a_rollout_longer_than_one_pass_is_refused_and_a_longer_pass_goes_on_with_it(
@@ -302,5 +395,7 @@ def test_resumed_with_another_recipe_the_stage_begins_anew_and_the_old_one_is_ke
     ran = run(recipe_of(recipe, model, steps=2, optimizer={"learning_rate": 5e-4}), tmp_path / "run")
     kept = {file.name: file.read_bytes() for file in (ran.folder / "rl.stale-1" / "rollouts").iterdir()}
     assert kept == old and len(kept) > 0
-    assert "rl: was made from something else; set aside as rl.stale-1" in ran.text
+    told = "stage.rl.optimizer.learning_rate was 0.001 and is 0.0005; stage.rl.steps was 4 and is 2\n"
+    assert f"rl: was made from something else; set aside as rl.stale-1: {told}" in ran.text
+    assert [row["step"] for _, row in jsonl.read(ran.folder / "rl.stale-1" / "metrics.jsonl")] == [1, 2, 3]
     assert [row["step"] for row in micro.metrics(ran.folder, "rl")] == [1, 2]

@@ -460,7 +460,9 @@ def test_the_domains_of_a_filter_stage_share_its_weight_evenly(
     only = stage.problems[0].model_copy(update={"domain": "code"})
     assert {p.id for p in context.mixture([only], "rl").draw(0, 2)} == {"b", "c"}
     none = stage.problems[0].model_copy(update={"domain": "logic"})
-    with pytest.raises(UserError, match=r"stage\.rl\.problems: 'filter' has no training problem in the domain 'logic'"):
+    with pytest.raises(
+        UserError, match=r"stage\.rl\.problems\[0\]: 'filter' has no training problem in the domain 'logic'"
+    ):
         context.mixture([none], "rl")
 
 

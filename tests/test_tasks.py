@@ -1,5 +1,6 @@
 """Problem sets: the rules that all share, the user's own files, the built-in sets."""
 
+import gc
 import gzip
 import json
 import random
@@ -100,6 +101,16 @@ def test_digests_know_what_was_added_however_many_there_are() -> None:
         known.add(number or 1)
         assert number in digests and not digests.add(number)
     assert len(digests) == len(known)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_shelf_that_a_full_disk_does_not_take_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("r+b"))  # noqa: SIM115
+        shelf = Shelf[dict[str, Any]](lambda row: row, lambda row: row)
+    shelf.add({"number": 1})
+    del shelf  # an error in a finalizer is a failure of this test
+    gc.collect()
 
 
 def test_memory_of_a_set_does_not_grow_with_its_text(tmp_path: Path) -> None:

@@ -572,6 +572,38 @@ def test_without_vllm_in_this_environment_the_way_to_get_it_is_told(model_folder
 
 def test_the_probe_reads_what_the_learner_would_train_on(chat: ChatFormat) -> None:
     (sample,) = as_samples([Request((3, 4), (), 0)], [Completion("x", (5, 6), (-0.1, -0.2), "length", 0)])
-    assert arrival._sample(Request((3, 4), (), 0), Completion("x", (5, 6), (-0.1, -0.2), "length", 0)) == sample
+    assert arrival.as_sample(Request((3, 4), (), 0), Completion("x", (5, 6), (-0.1, -0.2), "length", 0)) == sample
     (batch,) = pack([sample], 8)
     assert batch.behaviour_N.tolist() == pytest.approx([-0.1, -0.2])
+
+
+LOG = """WARNING [utils.py:255] this can cause errors like `OSError: [Errno 24] Too many open files`
+(Worker pid=2) ERROR 12-01 02:31:49 [executor.py:1063] RuntimeError: Unsupported attention: head_dim=16
+(APIServer pid=1) ERROR 12-01 02:31:49 [llm.py:906] vllm.EngineDeadError: EngineCore encountered an issue. See above.
+INFO: shutting down
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [(LOG, "RuntimeError: Unsupported attention: head_dim=16"),
+     ("ValueError: no such model\n", "ValueError: no such model"),
+     ("WARNING [utils.py:255] errors like `OSError: [Errno 24]`\n", "")],
+    ids=["logged", "traceback", "none"],
+)  # fmt: skip
+def test_of_a_servers_log_the_last_error_that_is_a_cause_is_told_of_this_start_alone(
+    tmp_path: Path, text: str, cause: str
+) -> None:
+    (tmp_path / "log").write_text("MemoryError: of the start before\n")
+    (tmp_path / "text").write_text(text)
+    server = Process(["/bin/cat", str(tmp_path / "text")], tmp_path / "log")
+    server._process.wait()
+    server.stop()
+    assert server.last_error() == cause
+
+
+def test_an_environment_without_vllm_is_told_as_that(tmp_path: Path) -> None:
+    server = Process(["/bin/echo", "ModuleNotFoundError: No module named 'vllm'"], tmp_path / "log")
+    server._process.wait()
+    server.stop()
+    assert str(server.refuse("ended")).startswith("engine.python: /bin/echo has no vLLM. Make an environment with it")

@@ -60,6 +60,8 @@ class Planned(NamedTuple):
     state: str
     """ "done" | "running" (killed) | "unevaluated" (done but for its evaluation) | "stale" (made from something else) |
     "new" """
+    part: dict[str, Any]
+    """What of the recipe its result depends on."""
 
 
 class Begun(NamedTuple):
@@ -84,11 +86,12 @@ def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned
         if isinstance(stage, CleanStage):  # it reads conversations, and of the model its tokenizer alone
             init = BASE
         reads = (init, *(r for r in _stages_read(stage) if r != init))
-        hashes[name] = _hash(_part(recipe, stage), motet.__version__, *(hashes[r] for r in reads))
+        part = _part(recipe, stage)
+        hashes[name] = _hash(part, motet.__version__, *(hashes[r] for r in reads))
         forced = forced or name == start
         evaluation = _hash(_evaluation_part(recipe), hashes[name]) if _is_evaluated(stage) else ""
         state = _state(folder / name, hashes[name], evaluation, forced)
-        planned.append(Planned(name, stage, reads, hashes[name], evaluation, state))
+        planned.append(Planned(name, stage, reads, hashes[name], evaluation, state, part))
         if isinstance(stage, SftStage | RlStage):
             weights = name
     return planned
@@ -171,9 +174,11 @@ def _begin(item: Planned, context: Context, folder: Path) -> Begun:
     target = folder / item.name
     if item.state == "stale":
         aside = next(p for i in range(1, 10_000) if not (p := folder / f"{item.name}.stale-{i}").exists())
+        why = _what_changed(item, folder)
+        _keep_metrics(item.name, folder)
         target.rename(aside)
         context.run.drop_metrics(item.name, 0)
-        log.info("%s: was made from something else; set aside as %s", item.name, aside.name)
+        log.info("%s: was made from something else; set aside as %s%s", item.name, aside.name, why and f": {why}")
     if item.state in ("running", "unevaluated"):
         _set_evaluation_aside(target, item)
     manifest: dict[str, Any] = {
@@ -184,6 +189,7 @@ def _begin(item: Planned, context: Context, folder: Path) -> Begun:
         "evaluation": item.evaluation,
         "version": motet.__version__,
         "inputs": {name: _manifest_hash(folder, name) for name in item.reads},
+        "made_from": item.part,
     }
     before = _seconds_so_far(target) if item.state in ("running", "unevaluated") else 0.0
     target.mkdir(parents=True, exist_ok=True)
@@ -191,6 +197,44 @@ def _begin(item: Planned, context: Context, folder: Path) -> Begun:
     note = {"running": " (goes on)", "unevaluated": " (evaluated again)"}.get(item.state, "")
     log.info("%s: %s%s", item.name, item.stage.kind, note)
     return Begun(manifest, before, time.perf_counter())
+
+
+def _what_changed(item: Planned, folder: Path, most: int = 4) -> str:
+    """What a stage that is to be made anew was made from and what it is made from now, where they differ."""
+    file = folder / item.name / "manifest.json"
+    manifest = jsonl.read_json(file) if file.exists() else {}
+    present = json.loads(json.dumps(item.part))
+    was, now = (dict(_flat(part)) for part in (manifest.get("made_from", present), present))
+    found = [
+        f"{key.removeprefix('files.')} was changed" if key.startswith("files.")
+        else f"{key.replace('stage.', f'stage.{item.name}.', 1)} was {json.dumps(was.get(key))} and is "
+        f"{json.dumps(now.get(key))}"
+        for key in {**was, **now} if was.get(key) != now.get(key)
+    ]  # fmt: skip
+    inputs = manifest.get("inputs", {})
+    found += [
+        f"{n}, which it reads, was made anew" for n in item.reads if inputs.get(n, "") != _manifest_hash(folder, n)
+    ]
+    if manifest.get("version", motet.__version__) != motet.__version__:
+        found.append(f"motet was {manifest['version']} and is {motet.__version__}")
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def _flat(part: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value); a list is one value."""
+    if not isinstance(part, dict):
+        yield key, part
+        return
+    for name, value in part.items():
+        yield from _flat(value, f"{key}.{name}" if key else name)
+
+
+def _keep_metrics(name: str, folder: Path) -> None:
+    """The figures of a stage go with it when it is set aside."""
+    file = folder / "metrics.jsonl"
+    rows = [row for _, row in jsonl.read(file) if row["stage"] == name] if file.exists() else []
+    if rows:
+        jsonl.write(folder / name / "metrics.jsonl", rows)
 
 
 def _with_rope(item: Planned, model: Path | str, folder: Path) -> Path | str:

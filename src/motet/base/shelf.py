@@ -8,8 +8,9 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import IO, Any, Generic, TypeVar, overload
 
 from motet.base import jsonl
 
@@ -31,7 +32,7 @@ class Shelf(Sequence[T], Generic[T]):
     ) -> None:
         self._encode, self._decode = encode, decode
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # it lives as long as the shelf
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
         self._offsets = array("Q", [0])
         self._written = True
 
@@ -59,3 +60,9 @@ class Shelf(Sequence[T], Generic[T]):
         start, end = self._offsets[index % len(self)], self._offsets[index % len(self) + 1]
         # pread: several threads may read at the same time
         return self._decode(json.loads(os.pread(self._file.fileno(), end - start, start)))
+
+
+def _close(file: IO[bytes]) -> None:
+    """Nobody reads it any more: what a full disk does not take is not missed."""
+    with suppress(OSError):
+        file.close()

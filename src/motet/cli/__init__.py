@@ -41,8 +41,9 @@ def main() -> None:
     except OSError as error:
         if error.errno != 28:
             raise
-        click.echo("motet: the disk is full. Nothing that was finished is lost: free some room, and the same command "
-                   "goes on.", err=True)  # fmt: skip
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"motet: the disk is full{where}. Nothing that was finished is lost: free some room, and the same "
+                   "command goes on.", err=True)  # fmt: skip
         sys.exit(2)
 
 

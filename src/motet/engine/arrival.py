@@ -99,7 +99,7 @@ def probe(
     """The mean absolute difference between the engine's log-probabilities of what it samples and the learner's of the
     same tokens, at temperature 1. Raises UserError above `largest`. `logprobs` is `Learner.logprobs`."""
     answers = dict(engine.generate(requests, SamplingParams(temperature=1.0, top_p=1.0, max_tokens=PROBE_TOKENS)))
-    samples = [_sample(request, answers[index]) for index, request in enumerate(requests)]
+    samples = [as_sample(request, answers[index]) for index, request in enumerate(requests)]
     batches = pack(samples, max(1024, *(len(sample.tokens) for sample in samples)), device)
     pairs = zip(batches, logprobs(batches), strict=True)
     drift = float(torch.cat([(batch.behaviour_N.float() - own.float()).abs() for batch, own in pairs]).mean())
@@ -113,6 +113,7 @@ def probe(
     return drift
 
 
-def _sample(request: Request, completion: Completion) -> Sample:
+def as_sample(request: Request, completion: Completion) -> Sample:
+    """The completion scored, the prompt not."""
     mask = (False,) * len(request.prompt_tokens) + (True,) * len(completion.tokens)
     return Sample(request.prompt_tokens + completion.tokens, mask, logprobs=completion.logprobs)

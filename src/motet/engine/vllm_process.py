@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,8 @@ class Process:
 
     def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.command, self.log = list(command), log
+        self._begin = log.stat().st_size if log.exists() else 0
+        """Where this start's lines begin in the log."""
         own = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
         environment = {**own, vllm_worker.PARENT: "1", **(environment or {})}
         if self.command[0] != sys.executable:
@@ -66,9 +69,23 @@ class Process:
             os.killpg(self._process.pid, number)
 
     def refuse(self, why: str) -> UserError:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        told = "\n  ".join(lines) or "(nothing)"
+        lines = self._lines()
+        if any("No module named 'vllm'" in line for line in lines):
+            return UserError(
+                f"engine.python: {self.command[0]} has no vLLM. Make an environment with it (make vllm) and give its "
+                "Python, e.g. .venv-vllm/bin/python."
+            )
+        told = "\n  ".join(lines[-LAST_LINES:]) or "(nothing)"
         return UserError(f"the vLLM server {why}. Its last lines, in {self.log}:\n  {told}")
+
+    def last_error(self) -> str:
+        """What its log gives as the last error that is a cause: those that only tell of the engine's end are none."""
+        found = (re.search(r"(?:^|\bERROR\b.*\]\s*)([\w.]*(?:Error|Exception): .+)", line) for line in self._lines())
+        causes = [match[1] for match in found if match is not None and "EngineCore encountered" not in match[1]]
+        return causes[-1][:300] if causes else ""
+
+    def _lines(self) -> list[str]:
+        return self.log.read_bytes()[self._begin :].decode("utf-8", "replace").splitlines()
 
 
 def command(path: str | Path, model: Model, settings: Settings, port: int, device: str, backend: str) -> list[str]:

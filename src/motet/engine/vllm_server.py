@@ -132,6 +132,8 @@ class ServedVllm(Vllm):
             if server.lives != life or server.gone or work.stopped.is_set():
                 return
             server.failures += 1
+            cause = server.process.last_error() if server.process is not None else ""
+            problem += f" (the last error in its log: {cause})" if cause else ""
             log.warning("%s: %s; unfinished requests will be asked again", server.url, problem)
             try:
                 if server.failures > self.settings.retries:

@@ -15,6 +15,9 @@ from motet.insight.wording import interval, number, percent, plural, points, sho
 from motet.rl.alarms import Alarm, alarm_of
 from motet.rl.alarms.monitor import FILE, Monitor
 
+LATE = 0.05
+"""Share of a stage's rollouts whose verdicts ran into the deadline that is worth a word (ours)."""
+
 
 def alerts(run: RunFolder, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     found: list[str] = []
@@ -147,11 +150,19 @@ def _unscored(stage: StageFolder) -> list[str]:
         "infra_error": "a verifier failed; the log says which, quarantine.jsonl holds the items that killed it",
         "invalid_problem": "`motet check` names the problems",
     }
-    return [
+    found = [
         f"{stage.name}: {plural(counts[kind], 'rollout')} could not be judged ({kind}) and were masked: {text}."
         for kind, text in advice.items()
         if counts.get(kind)
     ]
+    late = counts.get("timeout", 0)
+    if late > LATE * sum(counts.values()):
+        found.append(
+            f"{stage.name}: {plural(late, 'rollout')} of {sum(counts.values()):,} ran into the deadline of their "
+            "verdict (timeout): the verifier hangs, verification.deadline_seconds is too short for it, or there are "
+            "more verification.workers than cores."
+        )
+    return found
 
 
 def _unproven_rewards(stage: StageFolder, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

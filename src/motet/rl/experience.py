@@ -55,6 +55,12 @@ def build(
     return Experience(live, metrics)
 
 
+def verdicts(metrics: Mapping[str, float]) -> str:
+    """How many rollouts of a step were judged to be what, the most frequent first: "14 infra_error, 2 truncated"."""
+    found = {key.removeprefix("verdict/"): int(count) for key, count in metrics.items() if key.startswith("verdict/")}
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(found.items(), key=lambda item: -item[1]) if count)
+
+
 def rewards_of(group: Group, rewards: Rewards, own: OwnRewards) -> list[float | None]:
     """Of each rollout, by the table of the group's domain."""
     table = {**rewards.model_dump(), **own.get(group.problem.domain, {})}

@@ -12,13 +12,14 @@ from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as EngineConfig
 from motet.base.recipe import FilterStage, Mix, Recipe, TrainingStage
-from motet.base.recipe.names import unknown_name
+from motet.base.recipe.names import nearest, unknown_name
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
 from motet.data.chat import ChatFormat
 from motet.data.mix import Mixture, Part, weight_of
 from motet.engine.protocol import Engine
 from motet.model.load import load_tokenizer
+from motet.model.rope import positions_of
 from motet.rl.rollouts import Sampler
 from motet.stages.shared import SharedSampler
 from motet.tasks import ProblemSplit, load_problem_set
@@ -30,6 +31,9 @@ from motet.verify.sandbox import announce
 
 if TYPE_CHECKING:
     from motet.engine.vllm import Lender
+
+TEMPLATE = 4096
+"""Bytes that a chat template may add to the turns (ours)."""
 
 
 @dataclass
@@ -67,34 +71,85 @@ class Context:
                 assert mix.problems is not None
                 problems = self.split(mix.problems).train
             name = mix.problems or mix.stage or ""
-            domains = problems.by_domain()
-            if mix.domain is not None:
-                domains = {domain: own for domain, own in domains.items() if domain == mix.domain}
+            found = problems.by_domain()
+            domains = {domain: own for domain, own in found.items() if mix.domain in (None, domain)}
             if not domains:
-                known = f" in the domain {mix.domain!r}" if mix.domain else ""
-                raise UserError(f"stage.{stage}.problems: {name!r} has no training problem{known}")
+                raise UserError(f"stage.{stage}.problems[{place}]: {self._empty(mix, sorted(found))}")
             parts += [
                 Part(f"{name}/{domain}", own, weight_of(mix.weight), f"{place}") for domain, own in domains.items()
             ]
         return Mixture(parts, seed_of(self.recipe.seed, stage))
 
+    def _empty(self, mix: Mix, domains: list[str]) -> str:
+        """Why a share of a mixture has no problem, and what to do."""
+        name = mix.problems or mix.stage or ""
+        if domains:
+            return (
+                f"{name!r} has no training problem in the domain {mix.domain!r}: {nearest(mix.domain or '', domains)}"
+                "take this share of the mixture out, or name a domain that there is"
+            )
+        assert mix.problems is not None, "a filter stage that keeps nothing ends with an error"
+        held = len(self.split(name).heldout)
+        return (
+            f"{name!r} has no training problem: all {held:,} are held out (problems.{name}.heldout = "
+            f"{self.recipe.problems[name].heldout:g}); lower it, or give it more problems"
+        )
+
     def refuse_unknown_domains(self, stage: str, named: Mapping[str, Iterable[str]], mixes: Sequence[Mix]) -> None:
         """Raises UserError where a setting of `stage` names a domain that none of its problems ever had. `named`: the
-        domains by setting. A domain of which a filter has kept nothing is known."""
-        known = set[str]()
-        if any(named.values()):
-            known = {domain for name in self._sets(mixes) for domain in self.split(name).train.by_domain()}
+        domains by setting. A domain of which a filter has kept nothing is known; one that every share of the mixture
+        leaves out by its own `domain` is not."""
+        known = self._domains(stage, mixes) if any(named.values()) else {}
+        used = [domain for domain, left_out in known.items() if not left_out]
         for key, domains in named.items():
-            for domain in sorted(set(domains) - known):
-                raise UserError(unknown_name(f"stage.{stage}.{key}", domain, known, "a domain of the stage's problems"))
+            for domain in sorted(set(domains) - set(used)):
+                place = f"stage.{stage}.{key}"
+                if domain not in known:
+                    raise UserError(unknown_name(place, domain, used, "a domain of the stage's problems"))
+                raise UserError(
+                    f"{place}: {domain!r} is set here and none of its problems is used: {known[domain]} leaves them "
+                    f"out. Take {domain!r} out of {key}, or give the mixture a share of it"
+                )
 
-    def _sets(self, mixes: Sequence[Mix]) -> list[str]:
-        """The problem sets of a mixture, those behind filter stages included."""
-        found: list[str] = []
-        for mix in mixes:
+    def refuse_long_prompts(self, stage: str, problems: Iterable[Problem], max_tokens: int, model: Path | str) -> None:
+        """Raises UserError where a prompt and `max_tokens` are more than the engine's window: before anything is
+        sampled, not in the step that draws it. Few are tokenised: a text has no more tokens than bytes."""
+        windows = {"model": positions_of(model), "engine": self.recipe.engine.context}
+        whose, window = min(((k, v) for k, v in windows.items() if v is not None), key=lambda w: w[1], default=("", 0))
+        if not window:
+            return
+        count, too_long, longest = 0, 0, (0, "")
+        least = max_tokens + TEMPLATE + len((self.recipe.chat.system or "").encode())
+        for problem in problems:
+            count += 1
+            if sum(len(m["content"].encode()) for m in problem.messages) + least > window:
+                tokens = len(self.chat.prompt(problem.messages))
+                too_long += tokens + max_tokens > window
+                longest = max(longest, (tokens, problem.id))
+        if too_long:
+            tokens, name = longest
+            raise UserError(
+                f"stage.{stage}.problems: {name!r} is too long: a prompt of {tokens} tokens and sampling.max_tokens = "
+                f"{max_tokens} are {tokens + max_tokens} positions, over the {whose}'s {window}. It is the longest of "
+                f"{too_long:,} such problems of {count:,}. Lower sampling.max_tokens, leave such problems out, or take "
+                "a model with a larger window."
+            )
+
+    def _domains(self, stage: str, mixes: Sequence[Mix]) -> dict[str, str]:
+        """Domains of the problem sets of a mixture, those behind filter stages included, each with the setting that
+        leaves all of its problems out; empty where they are used."""
+        found: dict[str, str] = {}
+        for place, mix in enumerate(mixes):
             source = self.recipe.stage[mix.stage] if mix.stage is not None else None
-            found += self._sets(source.problems) if isinstance(source, FilterStage) else [mix.problems or ""]
-        return list(dict.fromkeys(found))
+            if isinstance(source, FilterStage):
+                own = self._domains(mix.stage or "", source.problems)
+            else:
+                own = dict.fromkeys(self.split(mix.problems or "").train.by_domain(), "")
+            for domain, left_out in own.items():
+                if mix.domain is not None and domain != mix.domain:
+                    left_out = left_out or f'stage.{stage}.problems[{place}].domain = "{mix.domain}"'
+                found[domain] = left_out and found.get(domain, left_out)
+        return found
 
     @cached_property
     def tokenizer(self) -> Any:

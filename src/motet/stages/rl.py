@@ -12,6 +12,7 @@ from motet.model.rope import require_positions
 from motet.rl import experience
 from motet.rl.reuse import learn
 from motet.rl.telltales import speeds
+from motet.stages.agreement import Agreement
 from motet.stages.alarmed import Alarms
 from motet.stages.batches import Batches, staleness
 from motet.stages.context import Context
@@ -31,7 +32,8 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     require_positions(name, "sampling.max_tokens", config.sampling.max_tokens, model)
     alarms = Alarms(name, config, context)
     selection = Selection(name, config, context, alarms.attempt)
-    probe = Probe(name, config, context)
+    selection.refuse_long_prompts(model)
+    probe, agreement = Probe(name, config, context), Agreement(name, config, context)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)
     reference = context.reference(name, config, model) if config.algorithm.kl else None
@@ -40,6 +42,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     selection.restore(start)
     sampler = context.shared_sampler(model)
     sampler.engine.load(learner.weights(), learner.version)
+    agreement.prove(sampler.engine, learner)
     context.run.drop_metrics(name, start + 1)
     alarms.begin(start, checkpoints)
     own_numbers = context.recipe.engine.kind == "transformers" and context.recipe.model.dtype == "float32"
@@ -58,14 +61,14 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
                 with naming(f"stage.{name}"):
                     metrics |= learn(learner, live, config, time, reference, own_numbers, fresh)
             else:
-                log.info(
-                    "%s step %d: all %d groups are without a signal; nothing was learnt", name, step + 1, len(groups)
-                )
+                log.info("%s step %d: all %d groups are without a signal (%s); nothing was learnt", name, step + 1,
+                         len(groups), experience.verdicts(metrics))  # fmt: skip
             with time("generate"):
                 batches.wait(time)
             if live:
                 with time("load"):
                     sampler.engine.load(learner.weights(), learner.version)
+            metrics |= agreement.measure(sampler.engine, learner, step + 1, groups, metrics, time)
             learner.rest()
         metrics |= probe.measure(sampler, step + 1, time)
         metrics |= time.metrics() | speeds(metrics, time.seconds)

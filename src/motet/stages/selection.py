@@ -46,6 +46,12 @@ class Selection:
         self._calibration = Calibration(name, config, context, attempt)
         self._mended = 0
 
+    def refuse_long_prompts(self, model: Path | str) -> None:
+        """In the first process, of all problems that may be drawn."""
+        problems = (problem for part in self._mixture.parts for problem in part.items)
+        tokens = self._config.sampling.max_tokens
+        self._context.world.first(lambda: self._context.refuse_long_prompts(self._name, problems, tokens, model))
+
     def restore(self, step: int) -> None:
         """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
         self._calibration.restore(step, self._file)

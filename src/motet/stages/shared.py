@@ -62,7 +62,9 @@ class SharedEngine:
         return self._own.mended if isinstance(self._own, Mended) else 0
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
-        raise NotImplementedError("completions of a shared engine come through SharedSampler.groups")
+        """Here at once, in all processes: for a few. Those of a batch come through `SharedSampler.groups`."""
+        own = self._own
+        return iter(self._world.first(lambda: list(own.generate(requests, sampling)) if own is not None else []))
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         own, left = self._own, iter(weights)

@@ -113,8 +113,9 @@ class Engine(Part):
     bucket_mebibytes: PositiveInt = 512
     """vllm: most weights in one file or one IPC message."""
     largest_drift: PositiveFloat | None = None
-    """vllm: after new weights, the largest mean difference between the engine's log-probabilities and the learner's;
-    unset, 0.002 in float32 and 0.05 in bfloat16 (ours)."""
+    """vllm: when an rl stage starts, the largest mean difference between the engine's log-probabilities and the
+    learner's under the same weights, nats; a larger one stops the run. Unset, 0.002 in float32 and 0.05 in bfloat16
+    (ours). Later steps are the alarm drift's."""
 
     @property
     def gpus_of_a_server(self) -> int:

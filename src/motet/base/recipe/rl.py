@@ -16,7 +16,7 @@ from motet.base.recipe.training import TrainingStage
 RuleName = Literal[
     "no_signal", "memory", "below_start", "not_generalising", "forgetting", "guessed", "entropy_collapse",
     "entropy_blowup", "drift", "importance", "stale", "unparsable", "truncated", "length", "repetition", "slow_engine",
-    "slow_verifiers",
+    "starved", "slow_verifiers",
 ]  # fmt: skip
 AlarmAction = Literal["off", "note", "pause", "rollback"]
 
@@ -78,6 +78,8 @@ class Alarms(Part):
     with the most frequent reference is smaller by 10 points at least."""
     slowdown: Fraction = 0.5
     """slow_engine: tokens sampled a second are below this share of what they were at first."""
+    starving: Fraction = 0.9
+    """starved: the share of a step's time that the learner waits for completions."""
     waiting: Fraction = 0.3
     """slow_verifiers: the share of a step's time spent waiting for verdicts alone."""
 

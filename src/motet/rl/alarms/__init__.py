@@ -32,6 +32,7 @@ RULES: Mapping[RuleName, Callable[[History], Alarm | None]] = {
     "length": texts.length,
     "repetition": texts.repetition,
     "slow_engine": system.slow_engine,
+    "starved": system.starved,
     "slow_verifiers": system.slow_verifiers,
 }
 

@@ -126,20 +126,34 @@ def stale(h: History) -> Alarm | None:
     left = 1.0 - used / planned if used is not None and stopped > 0.5 else 0.0
     if left <= bounds.left_out and age <= bounds.staleness:
         return None
-    seen = f"in {h.steps} {used or 0.0:.3g} of {planned} gradient steps were taken on a batch (mean); the guard ended "
-    seen += f"{percent(stopped)} of them." + (f" Rollouts were up to {age:.2g} batches old." if age else "")
-    matters = (
+    spent, old = left > bounds.left_out, age > bounds.staleness
+    seen = [
+        f"{used or 0.0:.3g} of {planned} gradient steps were taken on a batch (mean); the guard ended "
+        f"{percent(stopped)} of them" if spent else "",
+        f"rollouts were up to {age:.2g} batches old (mean)" if old else "",
+    ]  # fmt: skip
+    matters = [
         "The batch is spent before it is used up: steps on it would push the policy where the rollouts say nothing."
-    )
+        if spent else "",
+        "The older the weights that sampled a batch, the less it says of the present ones: its importance weights "
+        "spread, and the gradient is noise." if old else "",
+    ]  # fmt: skip
+    reused, asked = h.mean("rollout/reused") or 0.0, h.mean("rollout/count") or 1.0
+    aged = min(1.0, age / (2.0 * bounds.staleness)) * old
     causes = [
         rate_too_high(h),
         Cause("more steps are asked of a batch than it is good for", f"S is {planned}, {used or 0.0:.3g} were taken",
               left, (h.line("algorithm.minibatches", max(1, algorithm.minibatches // 2)),
                      *((h.line("algorithm.passes", 1),) if algorithm.passes > 1 else ()))),
+        Cause("the filter's rollouts are used for too many steps: they are of the weights before the first",
+              f"{percent(reused / asked)} of the rollouts of a step are the filter's", aged * (reused > 0),
+              (h.line("reuse_filter", bounds.staleness),)),
         Cause("rollouts wait for the learner: sampling runs ahead", f"up to {age:.2g} batches old",
-              min(1.0, age / (2.0 * bounds.staleness)) * (age > bounds.staleness), _less_overlap(h)),
+              aged * (reused == 0), _less_overlap(h)),
     ]  # fmt: skip
-    return Alarm("stale", h.stage, h.step, seen, matters, ranked(causes))
+    told = " and ".join(filter(None, seen))
+    why = " ".join(filter(None, matters))
+    return Alarm("stale", h.stage, h.step, f"in {h.steps} {told}.", why, ranked(causes))
 
 
 # ---- causes that several rules share

@@ -15,6 +15,8 @@ from motet.rl.alarms.record import Alarm, Cause, History, percent, ranked
 
 WAS_ALIVE = 0.1
 """Problems with this pass rate before are not too hard."""
+LATE = 0.05
+"""Share of rollouts that fail to be judged, or to be in time, that is worth a word."""
 EXPECTED = 6.0
 """So many passes at the pass rate of before: none at all is then no chance (e^-6 = 0.25 %)."""
 
@@ -78,24 +80,27 @@ def _dead(h: History) -> Cause:
     if _always_right(h):
         share = h.mean("rollout/right_without_reference_share")
         found.append(f"{percent(share)} of the rollouts judged correct do not contain the reference")
-    change = (
-        "motet check RECIPE   # every gold answer through its verifier, and nonsense",
-        h.whole("verification.deadline_seconds", 2 * h.recipe.verification.deadline_seconds),
-    )
+    change = ["motet check RECIPE   # every gold answer through its verifier, and nonsense"]
+    if _late_share(h) > LATE:
+        change.append(h.whole("verification.deadline_seconds", 2 * h.recipe.verification.deadline_seconds))
     weight = max(_dead_weight(h), _always_right(h))
-    return Cause("the verifier is dead or wrong: it says the same of every text", "; ".join(found), weight, change)
+    text = "the verifier is dead or wrong: it says the same of every text"
+    return Cause(text, "; ".join(found), weight, tuple(change))
 
 
 def _destroyed(h: History) -> Cause:
     """Steps that were taken moved the policy far, or the pass rate went down over several of them, to nothing."""
     cause, (before, since) = rate_too_high(h), _before(h)
-    first = fmean(h.values("pass/mean")[: h.config.alarms.window] or [0.0])
-    if since < h.config.alarms.window or first < WAS_ALIVE:
+    passed = h.values("pass/mean")
+    first = fmean(passed[: len(passed) - since][: h.config.alarms.window] or [0.0])
+    if since < _most(h) or first < WAS_ALIVE:
         return replace(cause, weight=0.0)
     faded = before < 0.5 * first
-    evidence = f"the pass rate went from {percent(first)} to {percent(before)} to 0; {cause.evidence}"
+    torn = _is_no_chance(h) and not _fell_to_nothing(h) and not _unchanged(h)
+    way = f"{percent(first)} to {percent(before)} to 0" if faded else f"{percent(before)} to 0"
+    evidence = f"the pass rate went from {way}; {cause.evidence}"
     text = "the last steps destroyed the policy: the learning rate is too high"
-    return replace(cause, text=text, evidence=evidence, weight=max(1.2 * cause.weight, 1.1 * faded))
+    return replace(cause, text=text, evidence=evidence, weight=max(1.2 * cause.weight, 1.1 * faded, 1.0 * torn))
 
 
 def _form(h: History) -> Cause:
@@ -150,15 +155,24 @@ def _unanswered(h: History) -> float:
     return (h.mean("rollout/malformed_share") or 0.0) + (h.mean("rollout/no_answer_share") or 0.0)
 
 
-def _unjudged_share(h: History) -> float:
+def _failed_share(h: History) -> float:
     unjudged, rollouts = h.mean("rollout/unjudged"), h.mean("rollout/count")
-    share = unjudged / rollouts if unjudged and rollouts else 0.0
-    return share + (h.mean("rollout/timeout_share") or 0.0) + (h.mean("rollout/too_complex_share") or 0.0)
+    return unjudged / rollouts if unjudged and rollouts else 0.0
+
+
+def _late_share(h: History) -> float:
+    return (h.mean("rollout/timeout_share") or 0.0) + (h.mean("rollout/too_complex_share") or 0.0)
+
+
+def _unjudged_share(h: History) -> float:
+    return _failed_share(h) + _late_share(h)
 
 
 def _unjudged_text(h: History) -> str:
-    share = _unjudged_share(h)
-    return f"{percent(share)} of the rollouts were not judged, or not in time" if share > 0.05 else ""
+    failed, late = _failed_share(h), _late_share(h)
+    parts = [f"{percent(failed)} of the rollouts were not judged: log.txt says why" if failed > LATE else "",
+             f"{percent(late)} of the rollouts were not judged in time" if late > LATE else ""]  # fmt: skip
+    return "; ".join(filter(None, parts))
 
 
 def _suspicious(h: History) -> str:
@@ -181,24 +195,39 @@ def _before(h: History) -> tuple[float, int]:
 def _fell_to_nothing(h: History) -> str:
     """From one step to the next not one rollout passes, and the completions are as they were."""
     before, since = _before(h)
-    if since < h.config.alarms.window or before * since * (h.mean("rollout/count") or 0.0) < EXPECTED:
-        return ""
-    broken = _unanswered(h) + (h.mean("rollout/truncated_share") or 0.0) > 0.4
-    if broken or h.largest("policy/kl_to_anchor") > 0.02 or not _unchanged(h, "rollout/tokens_mean"):
+    if not _is_no_chance(h) or h.largest("policy/kl_to_anchor") > 0.02 or not _unchanged(h):
         return ""
     return (
         f"{percent(before)} passed before, and none in the last {since} steps, though the completions are as they were"
     )
 
 
-def _unchanged(h: History, key: str) -> bool:
-    first, now = h.values(key)[:1], h.mean(key)
-    return bool(first) and now is not None and 0.5 * first[0] <= now <= 2.0 * first[0]
+def _is_no_chance(h: History) -> bool:
+    """Nothing has passed for most of a window, where several passes were to be expected by the rate of before."""
+    before, since = _before(h)
+    return since >= _most(h) and before * since * (h.mean("rollout/count") or 0.0) >= EXPECTED
+
+
+def _most(h: History) -> int:
+    """Steps of a window that its median follows."""
+    return h.config.alarms.window // 2 + 1
+
+
+def _unchanged(h: History) -> bool:
+    """Since nothing passes, completions have the form and about the length that they had in the first step."""
+    _, since = _before(h)
+
+    def now(*keys: str) -> float:
+        return sum(fmean(values) for key in keys if (values := h.values(key)[-max(1, since) :]))
+
+    broken = now("rollout/malformed_share", "rollout/no_answer_share", "rollout/truncated_share") > 0.4
+    first = h.values("rollout/tokens_mean")[:1]
+    return not broken and bool(first) and 0.5 * first[0] <= now("rollout/tokens_mean") <= 2.0 * first[0]
 
 
 def _dead_weight(h: History) -> float:
     share = h.mean("rollout/wrong_with_reference_share") or 0.0
-    return min(1.0, max(_unjudged_share(h), share if share > 0.2 else 0.0, 0.9 * bool(_fell_to_nothing(h))))
+    return min(1.0, max(_unjudged_share(h), 1.5 * share if share > 0.2 else 0.0, 0.9 * bool(_fell_to_nothing(h))))
 
 
 def _always_right(h: History) -> float:
