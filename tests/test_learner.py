@@ -283,6 +283,20 @@ def test_a_checkpoint_that_cannot_be_written_is_the_systems_error_and_the_older_
         assert checkpoints.restore() == 1
 
 
+def test_an_interrupt_while_a_checkpoint_is_written_is_an_interrupt(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, learner(model_folder))
+    checkpoints.save(1)
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", interrupted)  # torch wraps what it raises
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2)
+    assert checkpoints.restore() == 1
+
+
 def test_a_model_that_does_not_fit_on_the_disk_is_the_systems_error_and_the_older_one_stays(
     tmp_path: Path, tokenizer: Any
 ) -> None:

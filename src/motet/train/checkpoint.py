@@ -137,7 +137,7 @@ def _settle(
             raise _cause(error)
         if rank == 0:
             _publish(temporary, folder, pinned)
-    except Exception as error:
+    except BaseException as error:
         pending.set_exception(error)
     else:
         pending.set_result(None)
@@ -194,11 +194,11 @@ def _quietly(function: Callable[[], Any]) -> Any:
             raise _cause(error) from None
 
 
-def _cause(error: BaseException) -> Exception:
-    """The OSError behind what torch raised, where there is one: a full disk, say."""
+def _cause(error: BaseException) -> BaseException:
+    """Behind what torch raised, where there is one, the OSError (a full disk, say) or the interrupt."""
     seen: list[BaseException] = [error]
     for found in seen:
-        if isinstance(found, OSError):
+        if isinstance(found, (OSError, KeyboardInterrupt)):
             return found
         inside = [found.__cause__, found.__context__]
         inside += [item[0] for item in getattr(found, "failures", {}).values()]
