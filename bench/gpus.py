@@ -62,6 +62,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.what == "all" and options.call is None:
         parser.error("all needs --call 1, 2 or 3")
+    if not options.cpu and not options.list and shutil.which("nvidia-smi") is None:
+        parser.error("there is no NVIDIA GPU here; --cpu --tiny runs the same on gloo in miniature")
     parts = CALLS[options.call] if options.what == "all" else [(options.what, options.budget, "")]
     status = 0
     for what, budget, only in parts:
