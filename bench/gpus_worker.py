@@ -82,7 +82,7 @@ def join(plan: dict[str, Any]) -> World:
     else:
         torch.set_num_threads(1)
     if int(os.environ["WORLD_SIZE"]) > 1:
-        return World.join(plan["timeout"], cuda)
+        return World.join(plan["timeout"], plan["timeout"], cuda)
     wait = timedelta(seconds=plan["timeout"])
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
     objects, files = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))

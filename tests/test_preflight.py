@@ -150,3 +150,13 @@ def test_a_context_beyond_the_positions_is_said_before_anything_is_trained(
     assert line.startswith(told.format("rl.sampling.max_tokens", 257, 96, "rl"))
     unsaid = load(tmp_path / "long.toml", ["stages=['rl']", "stage.rl.sampling.max_tokens=96"])
     assert preflight.missing(unsaid, ["rl"]) == []
+
+
+def test_a_reply_may_not_be_waited_for_longer_than_the_other_processes_wait_for_a_sign_of_life(faulty: Path) -> None:
+    slow = "engine={kind='vllm', urls=['http://host:8000'], timeout_seconds=4000.0}"
+    recipe = load(faulty, [slow])
+    preflight.refuse_silence(recipe, recipe.stages, World())
+    with pytest.raises(UserError, match=r"engine\.timeout_seconds = 4000: .*3600\); set mesh\.silence_seconds"):
+        preflight.refuse_silence(recipe, recipe.stages, World(0, 2))
+    longer = load(faulty, [slow, "mesh.silence_seconds=5000"])
+    preflight.refuse_silence(longer, recipe.stages, World(0, 2))

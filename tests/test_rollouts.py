@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from motet.base import jsonl
+from motet.base import jsonl, signs
 from motet.base.recipe import Chat, Sampling
 from motet.base.records import Completion, Group, Problem, decode_group
 from motet.data.chat import ChatFormat
@@ -151,3 +151,9 @@ def test_a_finished_file_is_read_back_unless_other_weights_sampled_it(sampler: S
     engine.load([], 1)
     groups(sampler, file, [problem(2)])
     assert len(engine.asked) == 6
+
+
+def test_each_completion_and_each_judged_rollout_is_a_sign_of_life(sampler: Sampler, tmp_path: Path) -> None:
+    before = signs.given()
+    groups(sampler, tmp_path / "step.jsonl", [problem(3)], n=6)
+    assert signs.given() - before >= 6 + 6

@@ -57,7 +57,7 @@ def test_what_a_user_can_mend_is_said_once_by_one_process(micro_recipe: Path, tm
 HANGS = """
 import time
 from motet.train.world import World
-world = World.join(4, False)
+world = World.join(4, 4, False)
 world.gather(world.rank)
 def sleeps_for_ever():
     time.sleep(600)
@@ -75,3 +75,43 @@ def test_a_process_that_hangs_ends_the_run_with_the_stack_of_every_process(tmp_p
     done = torchrun(program)
     assert done.returncode != 0
     assert "in sleeps_for_ever" in done.stderr and "in waits_for_the_other" in done.stderr
+
+
+SAMPLES = """
+import sys, time
+from motet.base import signs
+from motet.train.world import World
+world = World.join(2, 2, False)
+def samples():
+    for _ in range(12):
+        time.sleep(0.5)
+        signs.give()
+    return "all is sampled"
+def hangs_in_sampling():
+    samples()
+    time.sleep(600)
+def waits_for_the_first():
+    return world.first(hangs_in_sampling if sys.argv[1:] else samples)
+print(waits_for_the_first())
+world.leave()
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_may_sample_for_long_while_it_gives_signs_of_life(tmp_path: Path) -> None:
+    program = tmp_path / "samples.py"
+    program.write_text(SAMPLES)
+    done = torchrun(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all is sampled") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_first_process_that_hangs_in_sampling_ends_the_run_with_the_stack_of_every_process(tmp_path: Path) -> None:
+    program = tmp_path / "samples.py"
+    program.write_text(SAMPLES)
+    done = torchrun(program, "hangs")
+    assert done.returncode != 0
+    assert "process 1 has waited 2 s (mesh.silence_seconds) without a sign of life" in done.stderr
+    assert "in hangs_in_sampling" in done.stderr and "in waits_for_the_first" in done.stderr

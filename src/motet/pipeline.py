@@ -120,7 +120,9 @@ def run(
         if only is not None and item.name in read - set(only) and item.state != "done":
             raise UserError(f"stage {item.name} is not done ({item.state}) and {only[0]} reads it: `motet run` first")
     to_do = [item for item in planned if item.state != "done" and (only is None or item.name in only)]
-    world.first(lambda: preflight.refuse(recipe, [item.name for item in to_do]))
+    names = [item.name for item in to_do]
+    world.first(lambda: preflight.refuse(recipe, names))
+    preflight.refuse_silence(recipe, names, world)
     if any(isinstance(item.stage, SftStage | RlStage) for item in to_do):
         preflight.refuse_mesh(recipe, world)
     with _open(world, folder, console) as open_run:
@@ -318,7 +320,8 @@ def _world(recipe: Recipe) -> World:
     from motet.model.load import device_of
     from motet.train.world import World
 
-    return World.join(recipe.mesh.timeout_seconds, device_of(recipe.model).type == "cuda")
+    mesh = recipe.mesh
+    return World.join(mesh.timeout_seconds, mesh.silence_seconds, device_of(recipe.model).type == "cuda")
 
 
 def _context(recipe: Recipe, open_run: Run, world: World) -> Context:

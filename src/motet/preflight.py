@@ -48,6 +48,18 @@ def refuse_mesh(recipe: Recipe, world: World) -> None:
         resolve(recipe.mesh, world.size, world.per_node, heads)
 
 
+def refuse_silence(recipe: Recipe, stages: Sequence[str], world: World) -> None:
+    """Raises UserError where several processes would take an engine that is allowed to be slow for one that hangs."""
+    limit = recipe.mesh.silence_seconds
+    for place, engine in _engines(recipe, stages):
+        if world.size > 1 and engine.kind in ("endpoint", "vllm") and engine.timeout_seconds >= limit:
+            raise UserError(
+                f"{place}.timeout_seconds = {engine.timeout_seconds:g}: a reply may take longer than the other "
+                f"{world.size - 1} processes wait for a sign of life (mesh.silence_seconds = {limit}); set "
+                f"mesh.silence_seconds to more than {engine.timeout_seconds:g}"
+            )
+
+
 def _beyond(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     """Contexts and completions longer than the positions of the weights that a stage starts from, where the base
     model's are known here: through the stages before it, which may set a rope."""
@@ -101,7 +113,8 @@ def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
         path = recipe.model.path
         yield "model.path", lambda: places.check_folder(path)
     yield from _beyond(recipe, stages)
-    yield from _engine("engine", recipe.engine)
+    for place, engine in _engines(recipe, stages):
+        yield from _engine(place, engine)
     sets: dict[str, None] = {}
     for name in stages:
         stage, place = recipe.stage[name], f"stage.{name}"
@@ -112,18 +125,23 @@ def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
             for i, row in enumerate(stage.data):
                 if row.path is not None:
                     yield f"{place}.data[{i}].path", lambda path=row.path: places.check_data(path)  # type: ignore[misc]
-        if isinstance(stage, SynthesizeStage):
-            teachers = {"teacher": stage.teacher, **{f"teachers.{n}": t for n, t in stage.teachers.items()}}
-            for label, teacher in teachers.items():
-                if teacher is not None:
-                    yield from _engine(f"{place}.{label}", teacher)
-        if isinstance(stage, SynthesizeStage | CleanStage) and stage.rules.judge is not None:
-            yield from _engine(f"{place}.rules.judge", stage.rules.judge)
     if any(recipe.stage[name].evaluate for name in stages):
         sets |= dict.fromkeys(item.problems for item in recipe.evaluation.sets if item.problems is not None)
         yield from _suites(recipe)
     for name in sets:
         yield f"problems.{name}", lambda name=name: refuse_unusable(name, recipe.problems[name])  # type: ignore[misc]
+
+
+def _engines(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Engine]]:
+    """The recipe's, and the teachers and judges of `stages`, by key."""
+    yield "engine", recipe.engine
+    for name in stages:
+        stage, place = recipe.stage[name], f"stage.{name}"
+        if isinstance(stage, SynthesizeStage):
+            teachers = {"teacher": stage.teacher, **{f"teachers.{n}": t for n, t in stage.teachers.items()}}
+            yield from ((f"{place}.{label}", teacher) for label, teacher in teachers.items() if teacher is not None)
+        if isinstance(stage, SynthesizeStage | CleanStage) and stage.rules.judge is not None:
+            yield f"{place}.rules.judge", stage.rules.judge
 
 
 def _engine(place: str, engine: Engine) -> Iterator[tuple[str, Callable[[], None]]]:

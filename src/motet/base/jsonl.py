@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from motet.base import signs
 from motet.base.errors import UserError
 
 # half of a surrogate pair, which some texts hold, has no UTF-8; its backslash form is the JSON escape of it
@@ -23,6 +24,7 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSON Lines file.") from error
     with file:
         for number, line in enumerate(file, 1):
+            signs.give()
             if not line.strip():
                 continue
             shown = line.decode("utf-8", errors="replace").strip()[:80]
@@ -47,6 +49,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with temporary.open("w", **_TEXT) as file:
         for row in rows:
+            signs.give()
             file.write(dumps(row) + "\n")
             count += 1
         file.flush()
@@ -127,6 +130,7 @@ class Journal:
         self._file: IO[str] = path.open("a", **_TEXT)
 
     def append(self, row: Mapping[str, Any]) -> None:
+        signs.give()
         self._file.write(dumps(row) + "\n")
         self._file.flush()
 

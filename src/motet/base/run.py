@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
-from motet.base import jsonl
+from motet.base import jsonl, signs
 from motet.base.errors import UserError
 
 log = logging.getLogger("motet")
@@ -200,7 +200,9 @@ def progress(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
     """Passes `items` on; on a terminal with a bar and the time left, elsewhere silently. None: their number is not
     known."""
     if follows() or not sys.stderr.isatty():
-        yield from items
+        for item in items:
+            signs.give()
+            yield item
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -214,6 +216,7 @@ def progress(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
         _displays.append(display)
         try:
             for item in items:
+                signs.give()
                 yield item
                 display.advance(task)
         finally:

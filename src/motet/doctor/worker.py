@@ -48,7 +48,7 @@ def findings(name: str, place: int, patient: checks.Patient) -> list[Finding]:
         return list(checks.ALONE[name][place](patient))
     if place == 0:
         return list(checks.spread_alone(patient))
-    world = World.join(TIMEOUT, patient.device == "cuda")
+    world = World.join(TIMEOUT, TIMEOUT, patient.device == "cuda")
     try:
         return list(checks.spread(patient, world))
     finally:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from motet.base import signs
 from motet.base.errors import UserError
 from motet.base.recipe import Engine
 from motet.base.records import Completion, content_id
@@ -252,6 +253,7 @@ class EndpointEngine:
         return found
 
     def _wait(self, failures: int, failure: Failed, stopped: threading.Event) -> None:
+        signs.give()
         jitter = random.uniform(0.5, 1.0)
         seconds = min(LONGEST_BACKOFF_SECONDS, self.backoff_seconds * 2.0 ** (failures - 1)) * jitter
         if failure.delay is not None:

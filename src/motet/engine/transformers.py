@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from motet.base import signs
 from motet.base.errors import UserError
 from motet.base.recipe import Model
 from motet.base.records import Completion
@@ -120,6 +121,7 @@ class TransformersEngine:
             visible_BC, positions_B, logits_BV = visible_BC[copies], positions_B[copies], logits_BV[copies]
         active = np.arange(len(requests))  # which request each row of the batch is
         for column in range(prompt_length, capacity + 1):
+            signs.give()
             tokens_B = rows.sample(logits_BV, active, column - prompt_length)
             done = rows.finished[active]
             for row in active[done & ~rows.reported[active]]:

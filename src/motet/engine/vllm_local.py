@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from motet.base import signs
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as Settings
 from motet.base.recipe import Model
@@ -84,6 +85,7 @@ class LocalVllm(Vllm):
                 self._engine.add_request(str(self._asked), prompt, parameters)
             try:
                 while waiting:
+                    signs.give()
                     for output in self._engine.step():
                         if output.finished:
                             answer = output.outputs[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from motet.base import signs
 from motet.base.errors import UserError
 from motet.base.places import check_python
 from motet.base.recipe import Engine as Settings
@@ -132,6 +133,7 @@ class ServedVllm(Vllm):
             if server.lives != life or server.gone or work.stopped.is_set():
                 return
             server.failures += 1
+            signs.give()
             cause = server.process.last_error() if server.process is not None else ""
             problem += f" (the last error in its log: {cause})" if cause else ""
             log.warning("%s: %s; unfinished requests will be asked again", server.url, problem)
@@ -146,6 +148,7 @@ class ServedVllm(Vllm):
                     self._start(server, work.stopped)
                 else:
                     server.wait(self.settings.timeout_seconds, work.stopped)
+                signs.give()
                 self._catch_up(server)
             except (UserError, Trouble) as error:
                 if work.stopped.is_set():

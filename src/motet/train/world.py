@@ -12,19 +12,22 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from motet.base.errors import Elsewhere
+from motet.train.pulse import Pulse
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long the others wait while the first process samples and judges. One that dies ends the wait at once."""
+"""Longest wait for the first process while it samples and judges, and gives signs of life. One that dies ends the wait
+at once."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class World:
     """For Python objects, over the hosts' network."""
     files: dist.ProcessGroup | None = None
     """For checkpoints, which are written by a thread of their own."""
+    pulse: Pulse | None = None
+    """By which the others know that the first process is at work."""
 
     @staticmethod
-    def join(timeout_seconds: int, cuda: bool) -> World:
+    def join(timeout_seconds: int, silence_seconds: int, cuda: bool) -> World:
         """The world that torchrun's environment describes; a single process has no group, and nothing is started."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -55,18 +60,22 @@ class World:
             # later than the learner's own watch, which shows more
             patience = timedelta(seconds=timeout_seconds + 60)
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience)
+        rank = dist.get_rank()
         return World(
-            rank=dist.get_rank(),
+            rank=rank,
             size=size,
             per_node=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
             timeout_seconds=timeout_seconds,
             objects=dist.new_group(backend="gloo", timeout=PATIENCE),
-            files=dist.new_group(backend="gloo", timeout=PATIENCE),
+            files=dist.new_group(backend="gloo", timeout=timedelta(seconds=silence_seconds)),
+            pulse=Pulse(_get_default_store().clone(), rank, silence_seconds),  # type: ignore[attr-defined]
         )
 
     def leave(self) -> None:
         if self.size > 1 and dist.is_initialized():
             faulthandler.unregister(signal.SIGTERM)
+            if self.pulse is not None:
+                self.pulse.close()
             dist.destroy_process_group()
 
     def first(self, function: Callable[[], T]) -> T:
@@ -79,7 +88,8 @@ class World:
                 outcome = (function(), None)
             except Exception as error:
                 outcome = (None, error)
-        result, failure = self._from_first(outcome)
+        with self._awaited():
+            result, failure = self._from_first(outcome)
         if failure is None:
             return result  # type: ignore[return-value]
         faulthandler.unregister(signal.SIGTERM)  # what is wrong is known
@@ -92,7 +102,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.objects)
+        with self._awaited():
+            dist.all_gather_object(values, value, group=self.objects)
         return values  # type: ignore[return-value]
 
     @contextmanager
@@ -111,6 +122,9 @@ class World:
             yield alive
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+    def _awaited(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.pulse is None else self.pulse.awaited()
 
     def _from_first(self, outcome: tuple[T | None, Exception | None]) -> tuple[T | None, Exception | None]:
         if outcome[1] is not None:

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from motet.base import signs
 from motet.base.errors import UserError
 from motet.base.records import UNSCORED, Problem, Stop, Verdict, encode
 from motet.verify import VERIFIERS, canaries
@@ -227,6 +228,7 @@ class Pool:
             if taken == given:
                 break
             index, future = done.get()
+            signs.give()
             early[index] = future
             while (number := given if ordered else index) in early:
                 future = early.pop(number)

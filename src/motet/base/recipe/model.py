@@ -126,6 +126,10 @@ class Mesh(Part):
     4 bytes a parameter in which each process otherwise sums its own."""
     timeout_seconds: PositiveInt = 900
     """A process that waits longer than this for the others ends the run, with the stack of every process."""
+    silence_seconds: PositiveInt = 3600
+    """The first process samples, judges and writes as long as it takes, and the others wait. So long without a sign of
+    life from it (a token, a reply, a verdict, a row) ends the run, with the stack of every process. More than an
+    engine's timeout_seconds, since a reply that is waited for gives none."""
 
 
 class Machine(Part):
