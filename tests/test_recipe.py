@@ -63,6 +63,25 @@ def test_a_setting_that_nothing_reads_is_refused(tmp_path: Path, override: str, 
     assert message in trouble(tmp_path, override)
 
 
+def test_a_head_of_sft_is_refused_in_a_recipe_without_an_sft_stage(tmp_path: Path) -> None:
+    head = "model={tiny={},head='liger'}"
+    assert loaded(tmp_path, RECIPE, head, "stages=['rl']", "stage.rl.problems=[{problems='sums'}]").stages == ("rl",)
+    alone = (
+        RECIPE[: RECIPE.index("stages")]
+        + """
+stages = ["rl"]
+model = { tiny = {}, head = "liger" }
+[problems.sums]
+task = "addition"
+count = 10
+[stage.rl]
+kind = "rl"
+problems = [{ problems = "sums" }]
+"""
+    )
+    assert 'model.head = "liger" is a head of sft stages, and the recipe has none' in trouble(tmp_path, text=alone)
+
+
 def test_settings_of_muon_and_of_a_cosine_are_read_there(tmp_path: Path) -> None:
     found = loaded(tmp_path, RECIPE, "stage.sft.optimizer={kind='muon',momentum=0.9,final_ratio=0.0}").stage["sft"]
     assert isinstance(found, SftStage) and (found.optimizer.momentum, found.optimizer.final_ratio) == (0.9, 0.0)

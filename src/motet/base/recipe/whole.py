@@ -128,6 +128,16 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _head_is_read(self) -> Recipe:
+        # one that `stages` leaves out counts: a control run may take the sft stage out
+        if self.model.head != "own" and not any(isinstance(stage, SftStage) for stage in self.stage.values()):
+            raise ValueError(
+                f'model.head = "{self.model.head}" is a head of sft stages, and the recipe has none: nothing reads it '
+                "(rl needs motet's own head, for entropies and ratios). Leave it out, or add an sft stage"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_takes_weights(self) -> Recipe:
         trained = [name for name in self.stages if name in self.stage and self.stage[name].kind in TRAINING]
         if self.engine.kind == "endpoint" and trained:
