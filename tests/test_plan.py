@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from transformers import LlamaConfig
 
 from motet.base.errors import UserError
 from motet.base.load_recipe import load
@@ -191,3 +192,61 @@ def test_host_memory_that_a_checkpoint_does_not_find_is_no_fit(tmp_path: Path) -
     enough, short = (stages_of(tmp_path, f"machine.host_gib={gib}", "engine.memory_share=0.3") for gib in (56, 55))
     assert enough["rl"].fits and short["sft"].fits and not short["rl"].fits
     assert short["rl"].need is not None and -short["rl"].need.host_spare == pytest.approx(0.26 * GIB, rel=0.05)
+
+
+# ---- teachers and judges of their own
+
+TRACES = """
+[stage.traces]
+kind = "synthesize"
+problems = [{ problems = "math" }]
+sampling = { max_tokens = 7168 }
+"""
+
+
+def traces_of(folder: Path, *overrides: str) -> tuple[list[StagePlan], str]:
+    """The rows of a synthesize stage beside a student of 4.02 B parameters, and the page."""
+    (folder / "traces.toml").write_text(SAMPLED + TRACES)
+    recipe = load(folder / "traces.toml", ["stages=['traces','sft']", *overrides])
+    plan = plan_of(recipe, planner_of(recipe), tables=False)
+    return [stage for stage in plan.stages if stage.work.name == "traces"], text(plan)
+
+
+def small_teacher(folder: Path) -> Path:
+    """Width 64, 2 blocks, 4 heads of 16 of which 2 are keys', MLP 128, 1,000 tokens, tied."""
+    LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128,
+        vocab_size=1000, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_local_teacher_is_planned_with_its_own_sizes(tmp_path: Path) -> None:
+    """A block: 64 x (64 + 32 + 32 + 64 + 3 x 128) and two norms are 36,992; twice, with 64,000 of the embedding and 64
+    of the last norm, 138,048 parameters of 2 bytes. A token's keys and values: 2 x 2 x 2 x 16 x 2 = 256 bytes, of 4
+    completions of 7,168 + 1,024 tokens 8,388,608."""
+    teacher = f"stage.traces.teacher={{kind='transformers',model='{small_teacher(tmp_path / 'small')}',batch_size=4}}"
+    (traces,), page = traces_of(tmp_path, teacher)
+    assert traces.engine.size == 2 * 138_048 + 8_388_608
+    assert traces.alone is not None and traces.alone.total == traces.engine.size and traces.fits
+    assert "traces (synthesize): trains nothing; teacher 0.0081 GiB" in page
+
+
+def test_of_a_teacher_whose_configuration_is_not_here_the_plan_says_that_it_cannot_tell(tmp_path: Path) -> None:
+    (traces,), page = traces_of(tmp_path, "stage.traces.teacher={kind='transformers',model='nowhere/70b'}")
+    assert traces.engine.size == 0 and "nowhere/70b" in traces.engine.unknown
+    assert "whether it fits cannot be told: nowhere/70b" in page
+    (traces,), page = traces_of(tmp_path, "stage.traces.teacher={kind='vllm',model='nowhere/70b',memory_share=0.5}")
+    assert traces.engine.size == int(0.5 * int(79.2 * GIB)) and "cannot be told: nowhere/70b" in page
+
+
+def test_each_of_several_teachers_and_a_local_judge_has_a_row_of_its_own(tmp_path: Path) -> None:
+    small = small_teacher(tmp_path / "small")
+    teachers = f"stage.traces.teachers={{small={{kind='vllm',model='{small}'}},own={{kind='transformers'}}}}"
+    judge = f"stage.traces.rules.judge={{kind='vllm',model='{small}'}}"
+    rows, page = traces_of(tmp_path, teachers, judge)
+    assert [row.work.engine_key for row in rows] == [
+        "stage.traces.teachers.small", "stage.traces.teachers.own", "stage.traces.rules.judge",
+    ]  # fmt: skip
+    assert rows[1].engine.size > 8e9 and rows[0].engine.least < 1e7  # the student itself is one of them
+    assert "trains nothing; teachers.small" in page and "trains nothing; rules.judge" in page

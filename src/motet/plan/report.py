@@ -92,7 +92,7 @@ def _stage(planner: Planner, work: Work, tables: bool) -> StagePlan:
         found = planner.smallest_engine(work, sampler)
     if not work.trains:
         words, changed = found or ("", None)
-        return StagePlan(work, None, planner.share(work), alone, words, changed, ())
+        return StagePlan(work, None, planner.share(work.engine, work.sampled), alone, words, changed, ())
     setup = planner.asked(work)
     need = planner.need(work, setup)
     if not need.fits:
@@ -127,7 +127,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     for stage in plan.stages:
         found: dict[str, Any] = {
             "stage": stage.work.name, "kind": stage.work.kind, "engine": stage.engine.size, "fits": stage.fits,
-            "engine_alone": stage.alone.total if stage.alone else 0, "change": stage.change or None,
+            "engine_alone": stage.alone.total if stage.alone else 0, "engine_unknown": stage.engine.unknown or None,
+            "engine_key": stage.work.engine_key if stage.work.engine else None, "change": stage.change or None,
         }  # fmt: skip
         if stage.need is not None:
             found |= _need(stage.need)

@@ -14,8 +14,10 @@ from motet.base.recipe import Engine, Machine, Recipe
 from motet.model import footprint
 from motet.model.blocks import is_compiled
 from motet.model.footprint import LADDER, MARGIN, Compute, Forecast, Row, Sizes, Training, row_of
+from motet.model.load import load_config
 from motet.model.recompute import Policy
-from motet.plan.work import Share, Work, engine_share
+from motet.plan.sizing import from_config
+from motet.plan.work import Share, Work, engine_share, is_elsewhere
 from motet.train.mesh import Shape, fitting, resolve
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -132,6 +134,8 @@ class Planner:
         self.gpus = machine.nodes * self.per_node
         self.corrections: dict[str, float] = {}
         """Measured through predicted bytes of a stage's row, where a probe measured them."""
+        self._others: dict[str, Sizes | str] = {}
+        """Sizes of models that are not trained, by path."""
 
     def asked(self, work: Work) -> Setup:
         """What the recipe says. Raises UserError for a mesh that does not fit."""
@@ -153,7 +157,7 @@ class Planner:
         compute = self.compute(setup)
         tokens = math.ceil(setup.row / setup.shape.sp)
         row = row_of(self.sizes, training, tokens, work.known, work.entropy_gradient)
-        engine = engine_share(setup.engine, work.sampled, self.sizes, element, self.memory, asleep=True)
+        engine = self.share(setup.engine, work.sampled, asleep=True)
         reference = element * self.sizes.parameters // training.shards if work.reference else 0
         others = engine.size + reference
         policies = self.policies(work, setup, compute, training, row, others)
@@ -167,14 +171,27 @@ class Planner:
             self.usable, self.host(setup, training, tokens, policies), host_usable,
         )  # fmt: skip
 
-    def share(self, work: Work) -> Share:
-        """Of the engine that a stage without a learner samples by."""
-        return engine_share(work.engine, work.sampled, self.sizes, BYTES[self.recipe.model.dtype], self.memory)
+    def share(self, engine: Engine | None, sampled: int, asleep: bool = False) -> Share:
+        """Of an engine, by the model that it has: a teacher's or judge's own, else the one that is trained."""
+        sizes = self._sizes_by(engine) if engine is not None else self.sizes
+        return engine_share(engine, sampled, sizes, BYTES[self.recipe.model.dtype], self.memory, asleep)
+
+    def _sizes_by(self, engine: Engine) -> Sizes | str:
+        """Of an engine's model; why they cannot be told, where its configuration cannot be read."""
+        if engine.model in (None, self.recipe.model.path) or is_elsewhere(engine):
+            return self.sizes
+        assert engine.model is not None
+        if engine.model not in self._others:
+            try:
+                self._others[engine.model] = from_config(load_config(engine.model))
+            except (UserError, ValueError) as error:
+                self._others[engine.model] = str(error)
+        return self._others[engine.model]
 
     def sampling(self, work: Work, engine: Engine | None, learner: int = 0) -> Sampling | None:
         """While an engine samples on the learner's GPUs, beside so many bytes of the learner's. vLLM leaves what is not
         its share alone; of what the learner has, a part is lost to fragmentation."""
-        share = engine_share(engine, work.sampled, self.sizes, BYTES[self.recipe.model.dtype], self.memory)
+        share = self.share(engine, work.sampled)
         if not share.size or engine is None:
             return None
         return Sampling(share, learner, self.usable if learner or engine.kind != "vllm" else self.memory)

@@ -33,10 +33,12 @@ def text(plan: Plan) -> str:
 def _stage(stage: StagePlan, plan: Plan) -> list[str]:
     work, need = stage.work, stage.need
     if need is None:
-        words = (
-            f"{work.name} ({work.kind}): trains nothing; engine {_size(stage.engine.size)} GiB ({stage.engine.words})"
-        )
-        lines = [words, *([f"  {_of_engine(stage.alone)}"] if stage.alone else [])]
+        who, engine = work.engine_key.removeprefix(f"stage.{work.name}."), stage.engine
+        lines = [f"{work.name} ({work.kind}): trains nothing; {who} {_size(engine.size)} GiB ({engine.words})"]
+        if engine.unknown:
+            lines.append(f"  whether it fits cannot be told: {engine.unknown}")
+        elif stage.alone:
+            lines.append(f"  {_of_engine(stage.alone)}")
     else:
         mesh = " x ".join(map(str, need.setup.shape))
         lines = [

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from motet.base.recipe import Engine, Recipe, RlStage, Sampling, SftStage, Stage, TrainingStage
+from motet.base.recipe import (
+    CleanStage,
+    Engine,
+    Recipe,
+    RlStage,
+    Sampling,
+    SftStage,
+    Stage,
+    SynthesizeStage,
+    TrainingStage,
+)
 from motet.model.footprint import Sizes
+from motet.stages.sieve import JUDGING
 
 PROMPT = 1024
 """Tokens of a prompt, where a cache has to be planned before any is read."""
@@ -49,8 +61,37 @@ class Work:
 
 
 def works_of(recipe: Recipe, positions: int | None) -> list[Work]:
-    """Of every stage, in order. `positions`: the model's own number."""
-    return [_work(name, recipe.stage[name], recipe, positions) for name in recipe.stages]
+    """Of every stage, in order; of one that asks several models, one after the other, a work for each. `positions`: the
+    model's own number."""
+    found: list[Work] = []
+    for name in recipe.stages:
+        stage = recipe.stage[name]
+        work = _work(name, stage, recipe, positions)
+        if isinstance(stage, SynthesizeStage | CleanStage):
+            asked = [replace(work, engine_key=key, engine=own, sampled=most + PROMPT)
+                     for key, own, most in _asked(name, stage, recipe)]  # fmt: skip
+            found += asked or [replace(work, engine=None)]
+        else:
+            found.append(work)
+    return found
+
+
+def _asked(name: str, stage: SynthesizeStage | CleanStage, recipe: Recipe) -> Iterator[tuple[str, Engine, int]]:
+    """(key, engine, tokens of a completion): the teachers, and a judge where it is here."""
+    if isinstance(stage, SynthesizeStage):
+        for label, teacher in stage.teachers.items():
+            yield f"stage.{name}.teachers.{label}", teacher, (teacher.sampling or stage.sampling).max_tokens
+        if not stage.teachers:
+            key = "engine" if stage.teacher is None else f"stage.{name}.teacher"
+            yield key, stage.teacher or recipe.engine, stage.sampling.max_tokens
+    judge = stage.rules.judge
+    if judge is not None and not is_elsewhere(judge):
+        yield f"stage.{name}.rules.judge", judge, JUDGING.max_tokens
+
+
+def is_elsewhere(engine: Engine) -> bool:
+    """Whether nothing of it is on this machine, as far as the recipe says."""
+    return engine.kind in ("endpoint", "scripted") or bool(engine.urls)
 
 
 def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Work:
@@ -69,7 +110,6 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
     trained = isinstance(stage, TrainingStage)
     evaluated = stage.evaluate if trained else stage.kind == "evaluate"
     longest_sampled = max(sampling.max_tokens, recipe.evaluation.sampling.max_tokens * evaluated)
-    teacher: Engine | None = getattr(stage, "teacher", None)
     return Work(
         name=name,
         kind=stage.kind,
@@ -82,8 +122,8 @@ def _work(name: str, stage: Stage, recipe: Recipe, positions: int | None) -> Wor
         lora=stage.lora.rank if isinstance(stage, TrainingStage) and stage.lora else 0,
         muon=isinstance(stage, TrainingStage) and stage.optimizer.kind == "muon",
         offload=isinstance(stage, TrainingStage) and stage.optimizer.offload == "on",
-        engine=None if isinstance(stage, SftStage) else teacher or recipe.engine,
-        engine_key=f"stage.{name}.teacher" if teacher else "engine",
+        engine=None if isinstance(stage, SftStage) else recipe.engine,
+        engine_key="engine",
         evaluator=recipe.engine if trained and evaluated else None,
         sampled=longest_sampled + PROMPT,
     )
@@ -103,25 +143,30 @@ class Share(NamedTuple):
     words: str
     least: int = 0
     """Without so much it cannot work: its weights and one completion's cache."""
+    unknown: str = ""
+    """Why that cannot be told."""
 
 
 def engine_share(
-    engine: Engine | None, sampled: int, sizes: Sizes, element: int, memory: int, asleep: bool = False
+    engine: Engine | None, sampled: int, sizes: Sizes | str, element: int, memory: int, asleep: bool = False
 ) -> Share:
     """What an engine holds of a GPU that the learner uses as well, in the first process; all of its own elsewhere.
-    `sampled`: tokens of a completion with its prompt; `asleep`: the learner works, where the engine gives way to it."""
+    `sampled`: tokens of a completion with its prompt; `sizes`: of its model, or why they cannot be told; `asleep`: the
+    learner works, where the engine gives way to it."""
     if engine is None:
         return Share(0, "nothing is sampled")
-    if engine.kind in ("endpoint", "scripted") or engine.urls:
+    if is_elsewhere(engine):
         return Share(0, "sampled elsewhere")
     if engine.apart:
         return Share(0, f"vLLM, on GPUs of its own ({', '.join(map(str, engine.gpus))})")
+    if engine.kind == "vllm" and asleep and engine.sleep:
+        return Share(0, f"vLLM, asleep (sleep = {engine.sleep}) while the learner works")
+    share, words = int(engine.memory_share * memory), f"vLLM, memory_share = {engine.memory_share:g}"
+    if isinstance(sizes, str):
+        return Share(share, words, unknown=sizes) if engine.kind == "vllm" else Share(0, "not known", unknown=sizes)
     weights, completion = element * sizes.parameters, sampled * kv_bytes(sizes, element)
     if engine.kind == "vllm":
-        if asleep and engine.sleep:
-            return Share(0, f"vLLM, asleep (sleep = {engine.sleep}) while the learner works")
-        least = (weights + completion) // engine.gpus_of_a_server
-        return Share(int(engine.memory_share * memory), f"vLLM, memory_share = {engine.memory_share:g}", least)
+        return Share(share, words, (weights + completion) // engine.gpus_of_a_server)
     words = f"weights {weights / 2**30:.1f} GiB, cache of {engine.batch_size} x {sampled:,} tokens"
     return Share(weights + engine.batch_size * completion, words)
 
