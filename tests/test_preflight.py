@@ -110,6 +110,7 @@ def test_a_sound_recipe_lacks_nothing(micro_recipe: Path) -> None:
 
 LONG = """
 stages = ["first", "second", "rl"]
+evaluation.sampling.max_tokens = 64
 {model}
 [problems.sums]
 task = "addition"
@@ -150,6 +151,25 @@ def test_a_context_beyond_the_positions_is_said_before_anything_is_trained(
     assert line.startswith(told.format("rl.sampling.max_tokens", 257, 96, "rl"))
     unsaid = load(tmp_path / "long.toml", ["stages=['rl']", "stage.rl.sampling.max_tokens=96"])
     assert preflight.missing(unsaid, ["rl"]) == []
+
+
+def test_completions_beyond_the_positions_of_what_samples_them_are_said_before_anything_is_trained(
+    micro_recipe: Path,
+) -> None:
+    """64 positions, of the base model and of all that is made from it; a rope of sft's stretches those after it."""
+    told = "stage.filter.sampling.max_tokens = 65, and the model that stage.filter samples from has 64 positions."
+    (line,) = preflight.missing(micro.recipe(micro_recipe, "stage.filter.sampling.max_tokens=65"), ["filter"])
+    assert line.startswith(told)
+    evaluated = micro.recipe(micro_recipe, "evaluation.sampling.max_tokens=65")
+    (line,) = preflight.missing(evaluated, evaluated.stages)
+    assert line.startswith("evaluation.sampling.max_tokens = 65, and the model that stage.base samples from has 64")
+    (line,) = preflight.missing(micro.recipe(micro_recipe, "stage.synthesize.sampling.max_tokens=65"), ["synthesize"])
+    assert line.startswith("stage.synthesize.sampling.max_tokens = 65")
+    teacher = "stage.synthesize.teacher={kind='endpoint',url='http://host/v1',model='big'}"
+    asked = micro.recipe(micro_recipe, "stage.synthesize.sampling.max_tokens=65", teacher)
+    assert preflight.missing(asked, ["synthesize"]) == []
+    stretched = micro.recipe(micro_recipe, "evaluation.sampling.max_tokens=65", "stage.sft.rope={positions=128}")
+    assert preflight.missing(stretched, ["sft", "filter"]) == []
 
 
 def test_a_reply_may_not_be_waited_for_longer_than_the_other_processes_wait_for_a_sign_of_life(faulty: Path) -> None:

@@ -13,6 +13,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import (
     CleanStage,
     Engine,
+    EvaluateStage,
     FilterStage,
     Recipe,
     RlStage,
@@ -64,17 +65,41 @@ def _beyond(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
     """Contexts and completions longer than the positions of the weights that a stage starts from, where the base
     model's are known here: through the stages before it, which may set a rope."""
     positions = {"base": _positions(recipe)}
+    told = set[str]()
     for name in recipe.stages:
         stage = recipe.stage[name]
-        if not isinstance(stage, SftStage | RlStage):
-            continue
-        own = stage.rope.positions if stage.rope is not None else positions[weights_of(recipe, name)]
-        positions[name] = own
-        key, tokens = ("context", stage.context) if isinstance(stage, SftStage) else (
-            "sampling.max_tokens", stage.sampling.max_tokens)  # fmt: skip
-        said = isinstance(stage, RlStage) or key in stage.model_fields_set
-        if name in stages and said and own is not None:
-            yield f"stage.{name}", lambda n=name, k=key, t=tokens, o=own: places.check_positions(n, k, t, o)  # type: ignore[misc]
+        own = positions[weights_of(recipe, name)]
+        if isinstance(stage, SftStage | RlStage):
+            own = positions[name] = stage.rope.positions if stage.rope is not None else own
+            key, tokens = ("context", stage.context) if isinstance(stage, SftStage) else (
+                "sampling.max_tokens", stage.sampling.max_tokens)  # fmt: skip
+            said = isinstance(stage, RlStage) or key in stage.model_fields_set
+            if name in stages and said and own is not None:
+                yield f"stage.{name}", lambda n=name, k=key, t=tokens, o=own: places.check_positions(n, k, t, o)  # type: ignore[misc]
+        for key, tokens in _sampled(recipe, name):
+            if name in stages and own is not None and tokens > own and key not in told:
+                told.add(key)
+                yield key, lambda k=key, n=name, t=tokens, o=own: places.check_sampled(k, n, t, o)  # type: ignore[misc]
+
+
+def _sampled(recipe: Recipe, name: str) -> Iterator[tuple[str, int]]:
+    """(key, tokens of a completion) of what a stage samples from the recipe's own weights, but for its training."""
+    stage, config = recipe.stage[name], recipe.evaluation
+    own = ("transformers", "vllm")
+    if isinstance(stage, FilterStage) and stage.by == "pass_rate" and recipe.engine.kind in own:
+        yield f"stage.{name}.sampling.max_tokens", stage.sampling.max_tokens
+    if isinstance(stage, SynthesizeStage) and not stage.teachers:
+        engine = stage.teacher or recipe.engine
+        if engine.kind in own and engine.model is None:
+            yield f"stage.{name}.sampling.max_tokens", stage.sampling.max_tokens
+    evaluated = isinstance(stage, EvaluateStage) or (isinstance(stage, SftStage | RlStage) and stage.evaluate)
+    if evaluated and recipe.engine.kind in own:
+        held = any(problems.heldout for problems in recipe.problems.values())
+        if any(item.problems and item.max_tokens is None for item in config.sets) if config.sets else held:
+            yield "evaluation.sampling.max_tokens", config.sampling.max_tokens
+        for i, item in enumerate(config.sets):
+            if item.max_tokens is not None:
+                yield f"evaluation.sets[{i}].max_tokens", item.max_tokens
 
 
 def _positions(recipe: Recipe) -> int | None:

@@ -29,6 +29,15 @@ def check_positions(stage: str, key: str, tokens: int, positions: int) -> None:
         )
 
 
+def check_sampled(key: str, stage: str, tokens: int, positions: int) -> None:
+    """Setting KEY is so many tokens of a completion, sampled by `stage` from weights that have so many positions."""
+    if tokens > positions:
+        raise UserError(
+            f"{key} = {tokens}, and the model that stage.{stage} samples from has {positions} positions. Shorten it, "
+            f'or stretch them in an sft or rl stage before: rope = {{ kind = "yarn", positions = {tokens} }}'
+        )
+
+
 def check_data(path: str) -> None:
     """Data must be here, or have the form of a hub id."""
     if not Path(path).exists() and not is_hub_id(path):
