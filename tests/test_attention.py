@@ -14,6 +14,7 @@ from motet.data.pack import Sample, pack
 from motet.model.attention import packed_attention
 from motet.model.kernels import Documents
 from motet.model.load import load_model
+from motet.model.skeleton import fill, skeleton
 from motet.train.learner import Learner
 
 LENGTHS = {
@@ -104,8 +105,27 @@ def test_a_torn_weights_file_is_the_users_to_see(tmp_path: Path) -> None:
     folder = saved(LlamaForCausalLM(small(LlamaConfig)), tmp_path)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="its weights cannot be loaded"):
+    with pytest.raises(UserError, match=r"its weights cannot be loaded .*; copy or export the model again"):
         load_model(folder, "motet", torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("read", ["whole", "in parts"])
+def test_a_weight_of_another_shape_than_the_configuration_says_is_refused_with_both_shapes(
+    tmp_path: Path, read: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(LlamaForCausalLM(small(LlamaConfig)), tmp_path)
+    weights, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    M, D = weights[name].shape
+    weights[name] = torch.zeros(M - 4, D)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    told = rf"{name} is of shape \({M - 4}, {D}\) there and \({M}, {D}\) by its config\.json"
+    with pytest.raises(UserError, match=told):
+        if read == "whole":
+            load_model(folder, "motet", torch.device("cpu"), torch.float32)
+        else:
+            fill(skeleton(folder, "motet", torch.float32), folder, torch.device("cpu"), {})
 
 
 @pytest.fixture(scope="module")

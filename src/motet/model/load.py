@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,29 @@ def load_model(path: str | Path, attention: str, device: torch.device, dtype: to
     load_config(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: its weights cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: its weights cannot be loaded ({str(error).splitlines()[0]}); copy or export the model again"
+        ) from error
     model, info = loaded
-    if info["missing_keys"]:  # transformers fills them with random numbers
-        raise UserError(f"{path}: weights are missing from it: {', '.join(sorted(info['missing_keys'])[:3])}")
+    # transformers fills what is missing, or of another shape, with random numbers
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{path}: weights are missing from it: {missing}; copy or export the model again")
+    for name, held, wanted in sorted(info["mismatched_keys"]):
+        refuse_shape(path, name, held, wanted)
     return model.to(device).eval()
+
+
+def refuse_shape(path: str | Path, name: str, held: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises UserError for a weight of another shape than the configuration says."""
+    if tuple(held) != tuple(wanted):
+        raise UserError(
+            f"{path}: {name} is of shape {tuple(held)} there and {tuple(wanted)} by its config.json; the two are of "
+            "different models: copy or export the model again"
+        )
 
 
 def _uses_window(config: Any) -> bool:

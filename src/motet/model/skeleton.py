@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from motet.base.errors import UserError
-from motet.model.load import load_config, load_model
+from motet.model.load import load_config, load_model, refuse_shape
 
 Rows = Callable[[str, slice], torch.Tensor]
 """(name, rows of the first axis) -> those rows of a weight."""
@@ -48,7 +48,11 @@ def fill(model: Any, path: str | Path, device: torch.device, given: Mapping[str,
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    wanted = [[_published(name) for name in names] for names in tied.values() if names[0] not in given]
+    wanted = {
+        tuple(_published(name) for name in names): tuple(parameters[names[0]].shape)
+        for names in tied.values()
+        if names[0] not in given
+    }
     rows = _reader(path, wanted)
     state: dict[str, torch.Tensor] = {}
     for names in tied.values():
@@ -94,14 +98,15 @@ def _from(tensors: Mapping[str, torch.Tensor]) -> Rows:
     return lambda name, part: tensors[name][part]
 
 
-def _reader(path: str | Path, wanted: list[list[str]]) -> Rows:
-    """Reads rows of the checkpoint's files; `wanted` holds, for each weight, the names of which one must be there.
-    Where its names are not the model's, transformers translates them, in memory."""
+def _reader(path: str | Path, wanted: Mapping[tuple[str, ...], tuple[int, ...]]) -> Rows:
+    """Reads rows of the checkpoint's files; `wanted` holds, for each weight, the names of which one must be there, and
+    its shape. Where its names are not the model's, transformers translates them, in memory."""
     places = _places(path)
     if places is None or not all(any(name in places for name in names) for names in wanted):
         whole = load_model(path, "eager", torch.device("cpu"), torch.float32).state_dict()
         return _from(whole)
     called = {names[0]: next(name for name in names if name in places) for names in wanted}
+    shapes = {names[0]: shape for names, shape in wanted.items()}
     opened: dict[Path, Any] = {}
 
     def rows(name: str, part: slice) -> torch.Tensor:
@@ -109,9 +114,12 @@ def _reader(path: str | Path, wanted: list[list[str]]) -> Rows:
         try:
             if file not in opened:
                 opened[file] = safe_open(file, framework="pt")
-            values: torch.Tensor = opened[file].get_slice(called[name])[part]
+            held = opened[file].get_slice(called[name])
+            refuse_shape(file, name, held.get_shape(), shapes[name])
+            values: torch.Tensor = held[part]
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: {name} cannot be read ({str(error).splitlines()[0]})") from error
+            said = str(error).splitlines()[0]
+            raise UserError(f"{file}: {name} cannot be read ({said}); copy or export the model again") from error
         return values
 
     return rows
@@ -135,4 +143,5 @@ def _places(path: str | Path) -> dict[str, Path] | None:
         with safe_open(single, framework="pt") as file:
             return dict.fromkeys(file.keys(), Path(single))
     except SafetensorError as error:
-        raise UserError(f"{single}: it cannot be read ({str(error).splitlines()[0]})") from error
+        said = str(error).splitlines()[0]
+        raise UserError(f"{single}: it cannot be read ({said}); copy or export the model again") from error
