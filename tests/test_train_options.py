@@ -163,6 +163,23 @@ def test_a_step_that_is_not_finite_is_skipped_where_the_recipe_says_so_and_ten_i
     assert [row["lengths"] for row in rows] == [[30, 9], [17, 4]] and len(rows[0]["tokens"]) == 39
 
 
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [(0, "as they are in .*: copy or export that model again"), (3, "an earlier step was too large")],
+)
+def test_weights_that_are_not_finite_themselves_are_named_in_place_of_the_learning_rate(
+    model_folder: Path, version: int, told: str
+) -> None:
+    own = learner(model_folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        own.model.get_parameter(name)[0, 0] = float("nan")
+    own.version = version
+    own.accumulate(batches(), cross_entropy)
+    with pytest.raises(UserError, match=rf"the loss is nan; .*\(1 of them, {name} for one\).*{told}"):
+        own.update()
+
+
 # ---- checkpoints of something else, or cut short
 
 

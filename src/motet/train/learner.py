@@ -468,15 +468,26 @@ class Learner:
         if self._config.on_nonfinite == "stop" or self._skipped > MOST_SKIPPED:
             again = f" It is the {self._skipped}th step in a row." if self._skipped > 1 else ""
             raise UserError(
-                f"optimizer step {step}: {what}; the weights were left as they were.{again}{place} "
-                "A smaller optimizer.learning_rate is the usual cure; "
-                'optimizer.on_nonfinite = "skip" leaves such steps out.'
+                f"optimizer step {step}: {what}; the weights were left as they were.{again}{place} {self._cure()}"
             )
         log.info("optimizer step %d: %s; skipped.%s", step, what, place)
         return {
             "optim/skipped": 1.0,
             "optim/learning_rate": learning_rate(self._config, self.version, self._total_steps),
         }
+
+    def _cure(self) -> str:
+        """What to do about a loss or gradient that is not finite; all processes ask."""
+        parts = ((name, t.to_local() if isinstance(t, DTensor) else t) for name, t in self._named())
+        own = [name for name, part in parts if not bool(part.isfinite().all())]
+        broken = sorted({name for names in self.world.gather(own) for name in names})
+        if not broken:
+            skip = 'optimizer.on_nonfinite = "skip" leaves such steps out.'
+            return f"A smaller optimizer.learning_rate is the usual cure; {skip}"
+        found = f"The weights themselves were not finite before it ({len(broken)} of them, {broken[0]} for one)"
+        if self.version == 0:
+            return f"{found}, as they are in {self._path}: copy or export that model again."
+        return f"{found}: an earlier step was too large. Make optimizer.learning_rate smaller."
 
     # ---- whole tensors
 
