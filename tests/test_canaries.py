@@ -98,6 +98,30 @@ def test_a_verifier_without_canaries_is_used_without(tmp_path: Path, pool: Pool)
     assert pool.canaries[verifier] == 0
 
 
+def test_workers_begin_before_there_is_anything_to_judge(tmp_path: Path) -> None:
+    """Two workers, each with a canary of each of two verifiers; then an item's own two of its verifier."""
+    verifier = own(tmp_path)
+    with Pool(2, 30.0) as pool:
+        for _ in range(2):  # once
+            pool.begin([verifier, "math", "math"])
+            pool.verdicts_stand()
+        assert pool.canaries == {verifier: 2, "math": 2} and 1 <= pool._crew.started <= 2
+        assert [v.kind for _, v in pool.judge([item(verifier)])] == ["incorrect"]
+        pool.begin(["instruction"])
+        pool.verdicts_stand()
+        assert pool.canaries == {verifier: 4, "math": 2}
+
+
+@pytest.mark.parametrize("text", ["import os\nos._exit(3)", "1 / 0", OWN.replace("CANARIES =", "OTHERS =")])
+def test_a_file_that_does_not_load_or_has_no_canaries_stops_nothing_when_workers_begin(
+    tmp_path: Path, pool: Pool, text: str
+) -> None:
+    pool.begin([own(tmp_path, text=text), "math"])
+    pool.verdicts_stand()
+    assert [v.kind for _, v in pool.judge([item("math", r"\boxed{1}", "1")])] == ["correct"]
+    assert pool.canaries["math"] >= 2
+
+
 def test_a_file_that_kills_its_worker_at_once_spoils_its_own_items_only(tmp_path: Path, pool: Pool) -> None:
     verifier = own(tmp_path, text="import os\nos._exit(3)")
     verdicts = dict(pool.judge([item(verifier), item("math", r"\boxed{1}", "1")]))

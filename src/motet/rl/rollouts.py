@@ -85,6 +85,8 @@ class Sampler:
             known = {(r["problem"], r["index"]): r["rollout"] for r in journal.rows if r["version"] == version}
             done = {(p, i): decode_rollout(known[problems[p].id, i]) for p, i in places if (problems[p].id, i) in known}
             todo = {index for index, place in enumerate(places) if place not in done}
+            if todo:
+                self.pool.begin(problem.verifier for problem in problems)
             try:
                 for index, rollout in self._sample(problems, places, todo, sampling, stream, title):
                     p, i = places[index]

@@ -96,6 +96,19 @@ class Pool:
         self._watches: dict[str, Watch] = {}
         self._under_way: set[Future[Any]] = set()  # canaries
         self._alarms: set[tuple[str, str]] = set()
+        self._begun = False
+
+    def begin(self, verifiers: Iterable[str]) -> None:
+        """Workers start, and import what these verifiers need, while there is nothing to judge yet: each is given a
+        canary of each. Does nothing when called again, or once something was to be judged."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+            names = sorted(set(verifiers))
+            for name in names:
+                self._watches.setdefault(name, Watch())
+        self._crew.add([self._canary(name, number) for number in range(self.workers) for name in names])
 
     def submit(self, item: Item | Verdict) -> Pending:
         """The verdict to come. A truncated or malformed completion has its verdict at once, without a worker; so has
@@ -161,6 +174,7 @@ class Pool:
         if answer is not None:
             future.add_done_callback(partial(self._alarm, verifier, problem.id))
         with self._lock:
+            self._begun = True
             due = self._watches.setdefault(verifier, Watch()).due()
         self._crew.add([*(self._canary(verifier, number) for number in due), Job(line, verifier, seconds, future)])
         return future
