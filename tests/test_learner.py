@@ -185,7 +185,7 @@ def test_three_steps_a_restart_and_three_steps_are_six_steps_bit_for_bit(model_f
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_checkpoint_written_behind_holds_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
     value = torch.arange(4.0)
-    written = checkpoint._behind({"weights/a": value}, dcp.FileSystemWriter(tmp_path / "c"), None)
+    written = checkpoint._behind({"weights/a": value}, dcp.FileSystemWriter(tmp_path / "c"), None, "cpu")
     value.add_(1.0)  # training goes on
     written.result()
     found = {"weights/a": torch.zeros(4)}
@@ -202,7 +202,7 @@ def test_the_thread_that_writes_a_checkpoint_is_on_the_gpu_of_its_process(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: on.update({threading.current_thread().name: device}))
     monkeypatch.setattr(checkpoint.dcp, "save", lambda *_, **__: None)
-    checkpoint._behind({"weights/a": torch.zeros(1)}, dcp.FileSystemWriter(tmp_path / "c"), None).result()
+    checkpoint._behind({"weights/a": torch.zeros(1)}, dcp.FileSystemWriter(tmp_path / "c"), None, "cpu").result()
     (name,) = on
     assert on[name] == 3 and name.startswith("checkpoint")
 

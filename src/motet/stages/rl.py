@@ -43,6 +43,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     sampler = context.shared_sampler(model)
     sampler.engine.load(learner.weights(), learner.version)
     agreement.prove(sampler.engine, learner)
+    learner.rest()
     context.run.drop_metrics(name, start + 1)
     alarms.begin(start, checkpoints)
     own_numbers = context.recipe.engine.kind == "transformers" and context.recipe.model.dtype == "float32"

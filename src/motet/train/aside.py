@@ -63,6 +63,19 @@ class Aside:
                 own[slot] = torch.empty(0, dtype=parameter.dtype)
             self._away.add(parameter)
 
+    def copies(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of its moments that are away, by slot, on the host: the device may be full by now."""
+        found: dict[str, torch.Tensor] = {}
+        if parameter not in self._away:
+            return found
+        if self._stream is not None:
+            self._stream.synchronize()
+        for slot, place in zip(SLOTS, self._places[parameter], strict=True):
+            found[slot] = torch.empty_like(parameter, requires_grad=False, device="cpu")
+            for piece, part in self._cut(place, found[slot]):
+                part.copy_(piece)
+        return found
+
     def come(self, parameter: torch.Tensor) -> None:
         """It begins to come back, into memory that is asked for now; `ready` waits for it."""
         if parameter not in self._away:

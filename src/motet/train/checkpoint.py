@@ -52,7 +52,7 @@ class Checkpoints:
             _quietly(lambda: dcp.save(state, storage_writer=writer, no_dist=True))
             _publish(temporary, self.folder, self.pinned)
             return
-        done = _behind(state, writer, world.files)
+        done = _behind(state, writer, world.files, self._learner.device.type)
         pending: Future[None] = Future()
         self._pending = pending
         pinned = self.pinned
@@ -101,14 +101,18 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _behind(state: dict[str, Any], writer: dcp.FileSystemWriter, group: dist.ProcessGroup | None) -> Future[Any]:
-    """Copies to the host now, writes in a thread; `group` is of all processes, None where there is one.
+def _behind(
+    state: dict[str, Any], writer: dcp.FileSystemWriter, group: dist.ProcessGroup | None, kind: str
+) -> Future[Any]:
+    """Copies what is on a device of this `kind` to the host now, writes in a thread; `group` is of all processes, None
+    where there is one.
 
     torch's own `async_save` does both, but asks even a process on its own for a group with a CPU backend, once anything
     in it, an engine say, has started torch.distributed with another; and its thread has the node's first GPU for its
     current one, where each process then makes a context, half a gigabyte, to wait for a stream that nothing is on.
     """
-    held = _quietly(lambda: DefaultStager(StagingOptions(False, False, False, False)).stage(state))
+    own = {key: value for key, value in state.items() if value.device.type == kind}
+    held = {**state, **_quietly(lambda: DefaultStager(StagingOptions(False, False, False, False)).stage(own))}
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def write() -> None:

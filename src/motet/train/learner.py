@@ -215,9 +215,12 @@ class Learner:
         return list(torch.split(whole, sizes))
 
     def rest(self) -> None:
-        """Gives back what can be made again, until the model is needed: an engine in the same memory samples now."""
+        """Gives back what can be made again or waits elsewhere, until the model is needed: an engine in the same memory
+        samples now."""
         if self._masters:
             self._masters.rest()
+        if self._offloads:
+            self._optimizers.put_aside()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every name of the model's state, one full tensor at a time; all processes go through all of them."""
@@ -261,7 +264,8 @@ class Learner:
         self.world.first(write)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Flat: weights/NAME, optimizer/NAME/SLOT, version, random/DEVICE. The tensors are the learner's own."""
+        """Flat: weights/NAME, optimizer/NAME/SLOT, version, random/DEVICE. The tensors are the learner's own where they
+        are on its device; beside a GPU those on the host are copies."""
         state = {f"weights/{name}": parameter.detach() for name, parameter in self._trained.items()}
         state |= {f"optimizer/{key}": value for key, value in self._optimizers.state().items()}
         state |= {"version": torch.tensor(self.version), "random/cpu": torch.get_rng_state()}

@@ -154,7 +154,7 @@ class Optimizers:
         return norm
 
     def put_aside(self) -> None:
-        """AdamW's moments go to host memory until the next step, or until they are asked for."""
+        """AdamW's moments go to host memory until the next step."""
         (part,) = self.parts
         if self._aside is None and part.state:
             self._aside = Aside(part.state, list(self._parameters.values()))
@@ -196,12 +196,12 @@ class Optimizers:
             parameter.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """NAME/SLOT -> tensor."""
-        self._here()
+        """NAME/SLOT -> tensor; of what was put aside, a copy on the host."""
         found = {}
         for name, parameter in self._parameters.items():
+            away = self._aside.copies(parameter) if self._aside is not None else {}
             for part in self.parts:
-                for slot, value in part.state.get(parameter, {}).items():
+                for slot, value in {**part.state.get(parameter, {}), **away}.items():
                     found[f"{name}/{slot}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
         return found
 
@@ -211,7 +211,7 @@ class Optimizers:
             name, _, slot = key.rpartition("/")
             parameter = self._parameters[name]
             owner = next(p for p in self.parts if any(parameter is own for g in p.param_groups for own in g["params"]))
-            owner.state[parameter][slot] = value
+            owner.state[parameter][slot] = value.to(parameter.device)
 
     def blank(self, key: str, dtype: torch.dtype, shape: Iterable[int]) -> torch.Tensor:
         """A tensor to load `key` of the state into: laid out as its parameter where it has the parameter's shape."""
