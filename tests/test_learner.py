@@ -75,6 +75,15 @@ def test_how_samples_fall_into_batches_moves_neither_loss_nor_gradients(model_fo
             torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=0)
 
 
+def test_a_state_from_before_the_first_step_takes_the_moments_of_later_steps_back(model_folder: Path) -> None:
+    fresh, own = learner(model_folder), learner(model_folder)
+    train(own, range(2))
+    own.load_state(fresh.state())
+    for each in (fresh, own):
+        train(each, range(2))
+    assert same(weights(own), weights(fresh))
+
+
 def test_the_loss_is_the_mean_over_all_scored_tokens_not_over_batches(model_folder: Path) -> None:
     own = learner(model_folder)
     batches = pack(samples(lengths=(30, 3)), 1)

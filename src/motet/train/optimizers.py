@@ -206,7 +206,10 @@ class Optimizers:
         return found
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._here()
+        """That and nothing else: what it does not hold begins anew."""
+        self._aside = None
+        for part in self.parts:
+            part.state.clear()
         for key, value in state.items():
             name, _, slot = key.rpartition("/")
             parameter = self._parameters[name]
