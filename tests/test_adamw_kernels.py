@@ -130,6 +130,14 @@ def test_bfloat16_weights_and_moments_are_rounded_once() -> None:
     assert optimizer.state()["bias/exp_avg"].dtype == torch.bfloat16
 
 
+def test_a_matrix_that_lies_transposed_is_stepped_where_its_gradient_is() -> None:
+    own = {"matrix": torch.nn.Parameter(torch.zeros(30, 50, device=DEVICE).t())}
+    optimizer = in_one_pass(own, CONFIG)
+    (own["matrix"] * torch.eye(50, 30, device=DEVICE)).sum().backward()
+    optimizer.step_unread(0.01, torch.zeros((), device=DEVICE))
+    assert torch.allclose(own["matrix"], -0.01 * torch.eye(50, 30, device=DEVICE), rtol=1e-5)
+
+
 def test_tensors_that_begin_anywhere_are_stepped_too() -> None:
     whole = torch.zeros(4100, device=DEVICE)
     own = {"bias": torch.nn.Parameter(whole[3:])}

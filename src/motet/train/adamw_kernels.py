@@ -26,7 +26,7 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 
 class Tensors(NamedTuple):
-    """Of one parameter, all contiguous and of one shape."""
+    """Of one parameter, all of one shape and laid out alike, without gaps: as autograd lays gradients out."""
 
     weight: torch.Tensor
     gradient: torch.Tensor

@@ -250,7 +250,7 @@ class OnePass:
             own, decays = [], []
             for group in part.param_groups:
                 group["lr"] = rate
-                found = [(p, p.grad.contiguous()) for p in group["params"] if p.grad is not None]
+                found = [(p, p.grad) for p in group["params"] if p.grad is not None]
                 own += found
                 decays += [group["weight_decay"]] * len(found)
             if own:
