@@ -17,6 +17,7 @@ from motet.train import aside, learner
 from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
 from motet.train.losses import cross_entropy
+from motet.train.memory import let_go
 
 DEVICES = [
     "cpu",
@@ -125,6 +126,16 @@ def test_they_go_by_themselves_where_long_rows_compute_products_again(
     monkeypatch.setattr(learner, "OFFLOADING_FROM", 39)
     train(own, range(3, 4))
     assert own._offloads and all(tensor.numel() == 0 for tensor in moments(own))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+def test_after_a_stage_host_memory_has_room_for_the_next_ones_moments() -> None:
+    pinned = torch.empty(2**31, dtype=torch.uint8, pin_memory=True)
+    before = offload.host_memory()
+    del pinned
+    let_go()
+    assert offload.host_memory() - before > 2**30
 
 
 def test_where_they_cannot_go_it_is_said(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

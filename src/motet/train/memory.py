@@ -58,9 +58,12 @@ class Largest(NamedTuple):
 def let_go() -> None:
     """After a stage: what nothing refers to any more is freed at once. A block whose forward pass was replaced refers
     to itself, so a learner's weights and gradients stay until garbage is collected, and who comes next, an engine for
-    the evaluation or another learner, would have to fit beside them. vLLM asleep has frozen what was there before."""
+    the evaluation or another learner, would have to fit beside them. vLLM asleep has frozen what was there before.
+    Pinned memory goes back to the machine: the next learner asks how much that has left for blocks and moments."""
     gc.unfreeze()
     gc.collect()
+    if torch.cuda.is_available():
+        torch._C._host_emptyCache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
