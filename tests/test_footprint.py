@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def test_moments_that_wait_on_the_host_come_back_as_gradients_are_made() -> None
     last = peak_of(sizes, Compute(2, True), row, ["none"] * 28)
     assert last.at == "end" and last.gradients == 10 * (28 * sizes.block + sizes.root)
     assert footprint.at_rest(sizes, away) == 4 * sizes.parameters
+
+
+def test_moments_of_a_head_of_its_own_are_back_before_the_blocks_go_backward() -> None:
+    """151,936 x 1,024 parameters, 8 bytes each beside the 2 of their gradient."""
+    sizes = replace(sizes_of("0.6B"), tied=False)
+    row = row_of(sizes, Training(2, 4, rounds=1, offload=True), 65536, known=True)
+    highest = peak_of(sizes, Compute(2, True), row, ["attention"] * 28)
+    assert (highest.at, highest.head) == ("backward", 2 * sizes.embedding)
+    assert highest.gradients == 8 * sizes.embedding
 
 
 def test_more_room_keeps_more_and_the_later_blocks_first() -> None:

@@ -323,9 +323,11 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     head = last + row.known * T * e * D + N * (2 * e * D + 40) + logits + 4 * weight
     found = [Peak(0, "head", always + sum(kept), 0, head, 0)]
     waits = e * weight if e < 4 else 4 * weight
+    # of a head of its own, whose gradient is the first; a tied one's is whole at the end
+    first = 0 if sizes.tied else max(0, int((row.fresh + row.returning) * weight) - waits)
     for index, policy in reversed(list(enumerate(policies))):
         own = block.working(policy, T) + e * row.trained
-        fresh = int((row.fresh + row.returning) * row.trained * (len(policies) - 1 - index))
+        fresh = first + int((row.fresh + row.returning) * row.trained * (len(policies) - 1 - index))
         found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh, row.passing))
     everything = row.trained * sizes.layers + (sizes.root if row.head_trained else 0)
     found.append(
