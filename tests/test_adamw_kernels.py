@@ -130,6 +130,16 @@ def test_bfloat16_weights_and_moments_are_rounded_once() -> None:
     assert optimizer.state()["bias/exp_avg"].dtype == torch.bfloat16
 
 
+def test_a_small_rate_decays_weights_by_as_much_as_it_says() -> None:
+    """1e-6 x 0.1; the float32 number next to 1 - 1e-7 is 1 - 1.19e-7."""
+    own = {"matrix": torch.nn.Parameter(1.0 + torch.arange(4096, device=DEVICE).view(64, 64) / 4096)}
+    before = own["matrix"].detach().double().mean()
+    optimizer = in_one_pass(own, CONFIG)
+    own["matrix"].grad = torch.zeros(64, 64, device=DEVICE)
+    optimizer.step_unread(1e-6, torch.zeros((), device=DEVICE))
+    assert float(1.0 - own["matrix"].detach().double().mean() / before) == pytest.approx(1e-7, rel=0.1)
+
+
 def test_a_matrix_that_lies_transposed_is_stepped_where_its_gradient_is() -> None:
     own = {"matrix": torch.nn.Parameter(torch.zeros(30, 50, device=DEVICE).t())}
     optimizer = in_one_pass(own, CONFIG)

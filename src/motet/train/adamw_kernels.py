@@ -135,11 +135,11 @@ def _squares(table, tensors, pieces, sums, G: tl.constexpr, ALIGNED: tl.constexp
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _stepped(w, g, m, v, scale, rate, decay, b1, a1, b2, a2, epsilon, c1, c2):  # type: ignore[no-untyped-def]
-    g = g.to(tl.float32) / scale
-    w = w.to(tl.float32) * (1.0 - rate * decay)
+    g, w = g.to(tl.float32) / scale, w.to(tl.float32)
     m = b1 * m.to(tl.float32) + a1 * g
     v = b2 * v.to(tl.float32) + a2 * g * g
-    return w - rate / c1 * m / (tl.sqrt_rn(v) / c2 + epsilon), m, v
+    # rounded once: 1 - rate x decay would be a number of steps of 6e-8
+    return w - rate * (decay * w + m / c1 / (tl.sqrt_rn(v) / c2 + epsilon)), m, v
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
