@@ -113,7 +113,8 @@ class Context:
 
     def refuse_long_prompts(self, stage: str, problems: Iterable[Problem], max_tokens: int, model: Path | str) -> None:
         """Raises UserError where a prompt and `max_tokens` are more than the engine's window: before anything is
-        sampled, not in the step that draws it. Few are tokenised: a text has no more tokens than bytes."""
+        sampled, not in the step that draws it. A text has no more tokens than bytes: where the window is wide, few
+        are tokenised."""
         windows = {"model": positions_of(model), "engine": self.recipe.engine.context}
         whose, window = min(((k, v) for k, v in windows.items() if v is not None), key=lambda w: w[1], default=("", 0))
         if not window:
