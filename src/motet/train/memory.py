@@ -62,8 +62,9 @@ def let_go() -> None:
     Pinned memory goes back to the machine: the next learner asks how much that has left for blocks and moments."""
     gc.unfreeze()
     gc.collect()
-    if torch.cuda.is_available():
-        torch._C._host_emptyCache()
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # not every torch has it
+    if torch.cuda.is_available() and empty_host_cache is not None:
+        empty_host_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
