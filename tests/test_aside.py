@@ -139,8 +139,11 @@ def test_after_a_stage_host_memory_has_room_for_the_next_ones_moments() -> None:
 
 
 def test_where_they_cannot_go_it_is_said(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r'optimizer.offload = "on" is for AdamW in one process, this is kind = "muon"'):
-        make(model_folder, "cpu", "on", kind="muon")
+    own = make(model_folder, "cpu", "on")
+    mesh: Any = object()
+    own._mesh = mesh
+    with pytest.raises(UserError, match=r'optimizer.offload = "on": moments are put aside in one process, these are 1'):
+        own._offloading({})
     monkeypatch.setattr(aside, "host_memory", lambda: offload.SPARED)
     with pytest.raises(UserError, match=r'offload = "on": host memory has no room for the moments, 0.0 GiB'):
         make(model_folder, "cpu", "on")

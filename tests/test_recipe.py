@@ -53,6 +53,10 @@ def rl_of(recipe: Recipe) -> RlStage:
     ("override", "message"),
     [
         ("stage.sft.optimizer.momentum=0.9", 'momentum = 0.9 is Muon\'s, and nothing reads it with kind = "adamw"'),
+        (
+            "stage.sft.optimizer={kind='muon',offload='on'}",
+            'offload = "on" is for AdamW\'s moments, this is kind = "muon"',
+        ),
         ("stage.sft.optimizer={schedule='constant',final_ratio=0.0}", "final_ratio = 0 is where a cosine ends"),
         ("model={tiny={},recompute='offload',compile='on'}", 'compile = "on" has no effect with recompute = "offload"'),
         ("stage.filter.optimizer={}", "stage.filter.optimizer: unknown key"),

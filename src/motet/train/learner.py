@@ -353,13 +353,12 @@ class Learner:
 
     def _offloading(self, trained: Mapping[str, torch.nn.Parameter]) -> bool:
         """Whether moments are put aside from the start; where they may be later, each gradient calls its own back."""
-        wanted, kind = self._config.offload, self._config.kind
-        if self._mesh is not None or kind != "adamw":
+        wanted = self._config.offload
+        if self._mesh is not None:
             if wanted == "on":
-                where = "one process" if self._mesh is None else f"{self.world.size} processes"
                 raise UserError(
-                    f'optimizer.offload = "on" is for AdamW in one process, this is kind = "{kind}" in {where}; '
-                    "take it out"
+                    f'optimizer.offload = "on": moments are put aside in one process, these are {self.world.size}; '
+                    "take it out: they are cut over the processes"
                 )
             return False
         if wanted != "off":
@@ -381,7 +380,6 @@ class Learner:
         """Moments travel unseen behind rows of this length; what blocks compute again for want of room is seen."""
         return (
             self._config.offload == "auto"
-            and self._config.kind == "adamw"
             and self._mesh is None
             and self._keeping is not None
             and any(policy not in ("none", "matmul") for policy in self._keeping.policies)

@@ -62,7 +62,8 @@ def let_go() -> None:
     Pinned memory goes back to the machine: the next learner asks how much that has left for blocks and moments."""
     gc.unfreeze()
     gc.collect()
-    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # not every torch has it
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # an older torch names it otherwise
+    empty_host_cache = empty_host_cache or getattr(torch._C, "_host_emptyCache", None)
     if torch.cuda.is_available() and empty_host_cache is not None:
         empty_host_cache()
 

@@ -47,6 +47,8 @@ class Optimizer(Part):
             raise ValueError(
                 f'momentum = {self.momentum:g} is Muon\'s, and nothing reads it with kind = "adamw": betas'
             )
+        if self.kind == "muon" and self.offload != "off":
+            raise ValueError(f'offload = "{self.offload}" is for AdamW\'s moments, this is kind = "muon": take it out')
         if self.schedule == "constant" and self.final_ratio != defaults["final_ratio"].default:
             raise ValueError(f"final_ratio = {self.final_ratio:g} is where a cosine ends, and a constant has no end")
         return self
