@@ -216,11 +216,12 @@ def test_weights_that_are_on_no_gpu_are_refused_by_name(group: Group) -> None:
 def test_the_plan_gives_the_learner_the_gpus_before_the_engines() -> None:
     from motet.base.load_recipe import load
     from motet.plan.report import plan_of, planner_of
+    from motet.plan.work import Share
 
     recipe = load(Path(__file__).parent.parent / "recipes" / "motif-2-12.7b.toml", ["mesh.sp=4"])
     own = recipe.model_copy(update={"engine": engine(gpus=(4, 5, 6, 7)), "machine": Machine(gpus=8, memory_gib=79.2)})
     plan = plan_of(own, planner_of(own), tables=False)
     rl = next(stage for stage in plan.stages if stage.work.name == "rl")
     assert rl.need is not None and tuple(rl.need.setup.shape) == (1, 1, 4)
-    assert rl.engine == (0, "vLLM, on GPUs of its own (4, 5, 6, 7)", 0) and rl.need.sampling is None
+    assert rl.engine == Share(0, "vLLM, on GPUs of its own (4, 5, 6, 7)") and rl.need.sampling is None
     assert Mesh(sp=4) == recipe.mesh.model_copy(update={"reduce_once": True})
