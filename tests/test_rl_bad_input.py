@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from motet.base.recipe import Recipe, RlStage
 from motet.base.records import Group, decode_group
 from motet.base.run import Run
 from motet.engine.transformers import TransformersEngine
+from motet.rl import rollouts
 from motet.stages.context import Context
 from motet.train.learner import Learner
 
@@ -313,6 +315,23 @@ def test_a_prompt_longer_than_the_window_is_refused_by_name_before_anything_is_s
     with pytest.raises(UserError, match=told + "over the model's 64. It is the longest of 2 such problems of 30."):
         run(alarm_runs.check(tree, "test"), tmp_path / "run")
     assert not list((tmp_path / "run" / "rl").glob("rollouts/*"))
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_file_half_written(
+    recipe: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a step's rollouts are finished while the learner steps: here that takes longer than the step."""
+    finish = rollouts._finish
+
+    def slowly(*given: Any) -> None:
+        time.sleep(1.0)
+        finish(*given)
+
+    monkeypatch.setattr(rollouts, "_finish", slowly)
+    with pytest.raises(UserError, match="longer than micro_batch_tokens = 13"):
+        run(recipe_of(recipe, model, micro_batch_tokens=13, steps=2, sampling={"max_tokens": 12}), tmp_path / "run")
+    assert len(groups_of(tmp_path / "run")) == 4
+    assert not list((tmp_path / "run" / "rl" / "rollouts").glob("*.part.jsonl"))
 
 
 def test_a_rollout_longer_than_one_pass_is_refused_and_a_longer_pass_goes_on_with_it(

@@ -110,6 +110,11 @@ class Sampler:
         if finishing is not None:
             finishing.result()
 
+    def leave(self) -> None:
+        """After an error elsewhere: nothing is written behind the back of whoever goes on with the run."""
+        if self._finishing is not None:
+            self._finishing.wait()
+
     def _sample(
         self,
         problems: Sequence[Problem],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from motet.base import jsonl
 from motet.base.errors import UserError
@@ -45,6 +46,7 @@ class Context:
     world: World = field(default_factory=World)
     """The processes of this run: what writes, samples or judges is for `world.first`."""
     _splits: dict[str, ProblemSplit] = field(default_factory=dict)
+    _samplers: WeakSet[Sampler] = field(default_factory=WeakSet)
 
     def folder(self, stage: str) -> Path:
         return self.run.stage(stage)
@@ -194,7 +196,9 @@ class Context:
             config.kind in ("transformers", "vllm") and config.model is not None
         ):  # a local teacher: its own tokens and template
             model, chat = config.model, ChatFormat(load_tokenizer(config.model), self.recipe.chat)
-        return Sampler(self._engine(model, config, chat, scored=engine is None), chat, self.pool)
+        made = Sampler(self._engine(model, config, chat, scored=engine is None), chat, self.pool)
+        self._samplers.add(made)
+        return made
 
     def shared_sampler(self, model: Path | str) -> Sampler:
         """The same for a stage that all processes run: the first one samples and judges."""
@@ -230,6 +234,8 @@ class Context:
         return Lender()
 
     def close(self) -> None:
+        for sampler in self._samplers:
+            sampler.leave()
         if "pool" in self.__dict__:
             self.pool.close()
         if "_lender" in self.__dict__:
