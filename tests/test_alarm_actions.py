@@ -14,8 +14,9 @@ from alarm_runs import recipe_of, run
 from motet import pipeline
 from motet.base import jsonl
 from motet.base.errors import Paused, UserError
+from motet.base.identity import stage_part
 from motet.base.load_recipe import check
-from motet.base.recipe import Alarms, Recipe, RlStage
+from motet.base.recipe import Alarms, Recipe
 from motet.base.records import Completion, Group, Problem, Rollout, Verdict, VerdictKind, encode
 from motet.base.run import Timers
 from motet.rl.alarms import Alarm, Cause, History, alarm_of
@@ -451,10 +452,19 @@ def test_settings_that_mean_nothing_are_refused(given: dict[str, Any], problem: 
         Alarms(**given)
 
 
-def test_alarm_settings_are_no_part_of_what_a_stage_is_made_from(micro_recipe: Path) -> None:
-    plain, other = (micro.recipe(micro_recipe, *overrides) for overrides in ((), ("stage.rl.alarms.action=pause",)))
-    assert isinstance(other.stage["rl"], RlStage) and other.stage["rl"].alarms.action == "pause"
-    assert pipeline._part(plain, plain.stage["rl"]) == pipeline._part(other, other.stage["rl"])
+@pytest.mark.parametrize(
+    ("override", "is_part"),
+    [
+        ("alarms.action=pause", False), ("checkpoint_every=1", False), ("micro_batch_tokens=96", False),
+        ("optimizer.offload=on", False), ("optimizer.learning_rate=0.5", True), ("group_size=3", True),
+    ],
+)  # fmt: skip
+def test_what_moves_no_number_is_no_part_of_what_a_stage_is_made_from(
+    micro_recipe: Path, override: str, is_part: bool
+) -> None:
+    plain, other = (micro.recipe(micro_recipe, *more) for more in ((), (f"stage.rl.{override}",)))
+    assert plain.stage["rl"] != other.stage["rl"]
+    assert (stage_part(plain, plain.stage["rl"]) != stage_part(other, other.stage["rl"])) == is_part
 
 
 # ---- what completions give away

@@ -7,7 +7,6 @@ goes on from its files. Another hash: the folder is set aside as STAGE.stale-N a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -22,15 +21,13 @@ import motet
 from motet import preflight
 from motet.base import jsonl
 from motet.base.errors import UserError
+from motet.base.identity import base_part, evaluation_part, hash_of, stage_part, stages_read
 from motet.base.recipe import (
-    ENGINE_IDENTITY,
     CleanStage,
-    Engine,
     EvaluateStage,
     FilterStage,
     Recipe,
     RlStage,
-    SftSource,
     SftStage,
     Stage,
     SynthesizeStage,
@@ -44,9 +41,6 @@ if TYPE_CHECKING:
     from motet.train.world import World
 
 BASE = "base-model"
-MEMORY_ONLY = {"model": {"recompute", "compile"}}
-"""Settings that change memory and speed, and results by rounding alone: a stage that ran out of memory goes on with
-others."""
 
 
 class Planned(NamedTuple):
@@ -78,18 +72,18 @@ def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned
     planned: list[Planned] = []
     hashes: dict[str, str] = {}
     weights = BASE
-    hashes[BASE] = _hash(_base_part(recipe), motet.__version__)
+    hashes[BASE] = hash_of(base_part(recipe), motet.__version__)
     forced = False
     for name in recipe.stages:
         stage = recipe.stage[name]
         init = {"previous": weights, "base": BASE}.get(stage.init, stage.init)
         if isinstance(stage, CleanStage):  # it reads conversations, and of the model its tokenizer alone
             init = BASE
-        reads = (init, *(r for r in _stages_read(stage) if r != init))
-        part = _part(recipe, stage)
-        hashes[name] = _hash(part, motet.__version__, *(hashes[r] for r in reads))
+        reads = (init, *(r for r in stages_read(stage) if r != init))
+        part = stage_part(recipe, stage)
+        hashes[name] = hash_of(part, motet.__version__, *(hashes[r] for r in reads))
         forced = forced or name == start
-        evaluation = _hash(_evaluation_part(recipe), hashes[name]) if _is_evaluated(stage) else ""
+        evaluation = hash_of(evaluation_part(recipe), hashes[name]) if _is_evaluated(stage) else ""
         state = _state(folder / name, hashes[name], evaluation, forced)
         planned.append(Planned(name, stage, reads, hashes[name], evaluation, state, part))
         if isinstance(stage, SftStage | RlStage):
@@ -347,7 +341,7 @@ def _make_base(recipe: Recipe, context: Context, folder: Path) -> None:
     from motet.model.tokenizer import make_tokenizer
 
     assert recipe.model.tiny is not None
-    digest = _hash(_base_part(recipe), motet.__version__)
+    digest = hash_of(base_part(recipe), motet.__version__)
     stamp = folder.with_name(folder.name + ".json")
     if folder.exists() and stamp.exists() and jsonl.read_json(stamp)["hash"] == digest:
         return
@@ -384,82 +378,8 @@ def _describe_run(recipe: Recipe, folder: Path, source: Path | None, command: st
     jsonl.write_json(folder / "lineage.json", lineage)
 
 
-def _stages_read(stage: Stage) -> list[str]:
-    if isinstance(stage, SftStage | CleanStage) or (isinstance(stage, FilterStage) and stage.data):
-        return [source.stage for source in stage.data if source.stage]
-    if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
-        return [mix.stage for mix in stage.problems if mix.stage]
-    return []
-
-
-def _part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What of the recipe the stage's own result depends on: nothing that only changes speed or its evaluation."""
-    own = stage.model_dump(mode="json", exclude={"alarms", "checkpoint_every", "evaluate", "micro_batch_tokens"})
-    sources = (*getattr(stage, "data", ()), *getattr(stage, "problems", ()))
-    used = {source.problems for source in sources if source.problems}
-    named = [source.path for source in sources if isinstance(source, SftSource)]
-    if isinstance(stage, SynthesizeStage | CleanStage):
-        own["rules"] |= {"judge": _answering(stage.rules.judge)}
-        named += [stage.rules.judge.script] if stage.rules.judge is not None else []
-    if isinstance(stage, SynthesizeStage):
-        own |= {"teacher": _answering(stage.teacher)}
-        own |= {"teachers": {name: _answering(teacher) for name, teacher in stage.teachers.items()}}
-        named += [teacher.script for teacher in (stage.teacher, *stage.teachers.values()) if teacher is not None]
-    return {"stage": own, **_shared_part(recipe, used, named)}
-
-
-def _answering(teacher: Engine | None) -> dict[str, Any] | None:
-    """What of a teacher its answers depend on: not its caps, its price or how often it is asked again."""
-    kept = ENGINE_IDENTITY | {"share", "sampling", "ask"}
-    return None if teacher is None else {k: v for k, v in teacher.model_dump(mode="json").items() if k in kept}
-
-
-def _evaluation_part(recipe: Recipe) -> dict[str, Any]:
-    config = recipe.evaluation
-    used = {item.problems for item in config.sets if item.problems} if config.sets else set(recipe.problems)
-    named = [item.path for item in config.sets]
-    return {"evaluation": config.model_dump(mode="json"), **_shared_part(recipe, used, named)}
-
-
-def _shared_part(recipe: Recipe, problems: set[str], named: list[str | None]) -> dict[str, Any]:
-    sets = {name: recipe.problems[name] for name in sorted(problems)}
-    named += [path for p in sets.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
-    return {
-        **recipe.model_dump(mode="json", include={"seed", "model", "chat"}, exclude=MEMORY_ONLY),
-        "problems": {name: part.model_dump(mode="json") for name, part in sets.items()},
-        "engine": {
-            **recipe.engine.model_dump(mode="json", include={"kind", "url", "model", "script"}),
-            **{name: value for name in ("extra", "omit") if (value := getattr(recipe.engine, name))},
-        },
-        **_fingerprints("files", [*named, recipe.chat.template, recipe.engine.script]),
-    }
-
-
 def _is_evaluated(stage: Stage) -> bool:
     return isinstance(stage, EvaluateStage) or (isinstance(stage, SftStage | RlStage) and stage.evaluate)
-
-
-def _base_part(recipe: Recipe) -> dict[str, Any]:
-    named = [path for p in recipe.problems.values() for path in (p.path, (p.verifier or "").rpartition(":")[0])]
-    return {
-        **recipe.model_dump(mode="json", include={"seed", "model", "problems"}, exclude=MEMORY_ONLY),
-        **_fingerprints("problem_files", named),
-    }
-
-
-def _fingerprints(key: str, named: Sequence[str | None]) -> dict[str, Any]:
-    """{key: {file: hash of its content}} of those that are local: an edited file is another input."""
-    paths = [Path(name) for name in named if name]
-    files = sorted({f for path in paths for f in (path.rglob("*") if path.is_dir() else (path,)) if f.is_file()})
-    hashes = {}
-    for file in files:
-        with file.open("rb") as content:
-            hashes[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
-    return {key: hashes} if hashes else {}
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _state(folder: Path, digest: str, evaluation: str, forced: bool) -> str:
