@@ -371,7 +371,7 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
     losses.insert(0, earliest)
     kept = getattr(learner, "_keeping", None)
     words = "" if kept is None else f"{kept.words}, correction {kept.correction:.2f}"
-    words += ", moments aside" if learner._offloads else ""
+    words += ", moments aside" if learner._optimizers.moments.leaves else ""
     return seconds, losses, f"{kernels.describe(learner.device, getattr(torch, options['dtype']))}; {words}", first
 
 

@@ -46,6 +46,7 @@ def gradients(step: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def in_one_pass(own: dict[str, torch.nn.Parameter], config: Optimizer, masters: Masters | None = None) -> Optimizers:
     found = Optimizers(own, set(), config, masters)
     found.__dict__["_one_pass"] = OnePass(found.parts, masters.rounded() if masters else {})
+    found.prepare()
     return found
 
 

@@ -13,7 +13,7 @@ from motet.base.errors import UserError
 from motet.base.recipe import Model, Optimizer
 from motet.data.pack import Sample, pack
 from motet.model import offload
-from motet.train import aside, learner
+from motet.train import aside
 from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
 from motet.train.losses import cross_entropy
@@ -109,23 +109,23 @@ def test_they_go_by_themselves_where_long_rows_compute_products_again(
         def observe(self) -> None: ...
 
     own = make(model_folder, "cpu", "auto")
-    keeping: Any = Keeping()
-    own._keeping = keeping
-    monkeypatch.setattr(learner, "OFFLOADING_FROM", 39)
+    where, keeping = own._optimizers.moments, Keeping()
+    own._keeping = keeping  # type: ignore[assignment]
+    monkeypatch.setattr(aside, "AUTO_FROM", 39)
     train(own, range(1))
-    assert not own._offloads  # what they recompute is cheap
+    assert not where.leaves  # what they recompute is cheap
     keeping.policies = ["attention", "matmul"]
-    monkeypatch.setattr(learner, "OFFLOADING_FROM", 41)
+    monkeypatch.setattr(aside, "AUTO_FROM", 41)
     train(own, range(1, 2))
-    assert not own._offloads  # the longest row has 39 tokens
-    monkeypatch.setattr(learner, "OFFLOADING_FROM", 39)
+    assert not where.leaves  # the longest row has 39 tokens
+    monkeypatch.setattr(aside, "AUTO_FROM", 39)
     monkeypatch.setattr(aside, "host_memory", lambda: offload.SPARED)
     train(own, range(2, 3))
-    assert not own._offloads  # no room
+    assert not where.leaves  # no room
     monkeypatch.undo()
-    monkeypatch.setattr(learner, "OFFLOADING_FROM", 39)
+    monkeypatch.setattr(aside, "AUTO_FROM", 39)
     train(own, range(3, 4))
-    assert own._offloads and all(tensor.numel() == 0 for tensor in moments(own))
+    assert where.leaves and all(tensor.numel() == 0 for tensor in moments(own))
 
 
 @pytest.mark.gpu
@@ -139,11 +139,10 @@ def test_after_a_stage_host_memory_has_room_for_the_next_ones_moments() -> None:
 
 
 def test_where_they_cannot_go_it_is_said(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = make(model_folder, "cpu", "on")
-    mesh: Any = object()
-    own._mesh = mesh
-    with pytest.raises(UserError, match=r'optimizer.offload = "on": moments are put aside in one process, these are 1'):
-        own._offloading({})
     monkeypatch.setattr(aside, "host_memory", lambda: offload.SPARED)
     with pytest.raises(UserError, match=r'offload = "on": host memory has no room for the moments, 0.0 GiB'):
         make(model_folder, "cpu", "on")
+    monkeypatch.setattr(aside, "DTensor", torch.Tensor)  # as if each were a part of one
+    with pytest.raises(UserError, match=r'offload = "on": moments are put aside where one process has all of them'):
+        make(model_folder, "cpu", "on")
+    assert not make(model_folder, "cpu", "auto")._optimizers.moments._may_leave

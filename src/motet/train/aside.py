@@ -8,20 +8,86 @@ row goes backward and frees what its blocks kept. On a CPU this is copying and c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from motet.base.errors import UserError
 from motet.model.offload import PIECE, SPARED, host_memory
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 State = Mapping[Any, dict[str, Any]]
 """torch's: parameter -> slot -> value."""
+AUTO_FROM = 32_768
+"""Tokens of a row from which on moments travel unseen behind it (ours)."""
 
 
-def fits(parameters: Sequence[torch.Tensor]) -> bool:
-    """Whether host memory holds their moments."""
-    return 2 * sum(p.nbytes for p in parameters) < host_memory() - SPARED
+class Moments:
+    """Of one optimizer, and where they are, as `optimizer.offload` says."""
+
+    def __init__(self, wanted: str, state: State, models: Mapping[torch.Tensor, torch.Tensor]) -> None:
+        """`models`: of each parameter that is stepped on the model's, whose gradient calls its moments back."""
+        self.leaves = wanted == "on"
+        """Whether they are put aside between an update and the end of the next backward pass."""
+        self.last_row = False
+        """Whether the row at work is a step's last."""
+        self._state, self._stepped = state, list(models)
+        self._aside: Aside | None = None
+        in_parts = any(isinstance(parameter, DTensor) for parameter in models)
+        self._may_leave = wanted == "auto" and not in_parts
+        if self.leaves and in_parts:
+            raise UserError(
+                'optimizer.offload = "on": moments are put aside where one process has all of them, here they are cut '
+                "over several; take it out"
+            )
+        if self.leaves and not self._fit():
+            raise UserError(
+                'optimizer.offload = "on": host memory has no room for the moments, '
+                f"{sum(2 * p.nbytes for p in self._stepped) / 2**30:.1f} GiB; take it out"
+            )
+        if self.leaves or self._may_leave:
+            for stepped, own in models.items():
+                register: Any = own.register_post_accumulate_grad_hook
+                register(partial(self._gradient_is_there, stepped))
+
+    @property
+    def bytes_away(self) -> int:
+        return self._aside.bytes_away if self._aside is not None else 0
+
+    def leave(self) -> None:
+        if self.leaves and self._state:
+            self._aside = self._aside or Aside(self._state, self._stepped)
+            self._aside.leave()
+
+    def look(self, longest: int, policies: Sequence[str]) -> None:
+        """After a step's rows, the longest of so many tokens: where blocks computed matrix products again for want of
+        room, they leave from now on."""
+        again = any(policy not in ("none", "matmul") for policy in policies)
+        if self._may_leave and not self.leaves and again and longest >= AUTO_FROM:
+            self.leaves = self._fit()
+
+    def here(self) -> None:
+        """All are on the device for what is queued from now on."""
+        if self._aside is not None:
+            self._aside.ready()
+
+    def copies(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of what is away, by slot, on the host."""
+        return {} if self._aside is None else self._aside.copies(parameter)
+
+    def forget(self) -> None:
+        """The state is another's from now on."""
+        self._aside = None
+
+    def _gradient_is_there(self, stepped: torch.Tensor, _: torch.Tensor) -> None:
+        if self.last_row and self._aside is not None:
+            self._aside.come(stepped)
+
+    def _fit(self) -> bool:
+        """Whether host memory holds them."""
+        return 2 * sum(p.nbytes for p in self._stepped) < host_memory() - SPARED
 
 
 class Aside:

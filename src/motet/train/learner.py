@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from motet.model.footprint import Training
 from motet.model.load import device_of, load_config, load_model
 from motet.model.skeleton import fill, skeleton
 from motet.model.ulysses import joined
-from motet.train import aside
 from motet.train import lora as adapters
 from motet.train.export import write_model
 from motet.train.logprobs import EntropyUse, Scored
@@ -46,9 +44,6 @@ from motet.train.policy import Policy
 from motet.train.shard import begin_round, cut_again, shard
 from motet.train.told import Told
 from motet.train.world import World
-
-OFFLOADING_FROM = 32_768
-"""Tokens of a row (ours)."""
 
 
 class Learner:
@@ -95,7 +90,6 @@ class Learner:
         self._trained: Mapping[str, torch.nn.Parameter] = self._masters.copies if self._masters else trained
         inside = {n for n, p in trained.items() if id(p) in within}
         self._optimizers = Optimizers(self._trained, inside, optimizer, self._masters)
-        self._offloads, self._last_row = self._offloading(trained), False
         if self._keeping is not None:
             self._keeping.pending = self._pending
             if self._mesh is not None:
@@ -137,21 +131,20 @@ class Learner:
         share = self._share(batches)
         totals: dict[str, torch.Tensor] = {}
         self._optimizers.prepare()
-        if self._offloads:
-            self._optimizers.put_aside()
         with self.world.watched() as alive:
             for place, index in enumerate(share):
                 alive()
-                self._last_row = place == len(share) - 1
+                self._optimizers.moments.last_row = last = place == len(share) - 1
                 if self._mesh:
-                    begin_round(self._root, self._mesh_config, self._last_row)
+                    begin_round(self._root, self._mesh_config, last)
                 if self._keeping is not None:
                     self._keeping.begin(place, len(share))
                 extra = extras[index] if extras is not None and index is not None else None
                 sums = self._backward(batches[index] if index is not None else None, loss, extra, temperature, count)
                 for name, part in sums.items():
                     totals[name] = totals[name] + part.double() if name in totals else part.double()
-            self._offloads = self._offloads or self._offloading_pays(batches)
+            policies = self._keeping.policies if self._keeping is not None else ()
+            self._optimizers.moments.look(max(batch.tokens_T.numel() for batch in batches), policies)
             if self._mesh is None and self._optimizers.unread:
                 value = totals.pop("")
                 self._unread = value if self._unread is None else self._unread + value
@@ -168,8 +161,6 @@ class Learner:
         rate = learning_rate(self._config, self.version, self._total_steps)
         if self._unread is not None:
             found = self._optimizers.step_unread(rate, self._unread)
-            if self._offloads:
-                self._optimizers.put_aside()
             norm, value = torch.stack((found.double(), self._unread.double())).tolist()
             if not math.isfinite(norm) or not math.isfinite(value):
                 return self._refuse(
@@ -181,8 +172,6 @@ class Learner:
             if self._broken or not math.isfinite(norm):
                 return self._refuse(self._broken or f"the gradient norm is {norm}")
             self._optimizers.step(rate)
-            if self._offloads:
-                self._optimizers.put_aside()
         self._forget()
         self.version += 1
         self._skipped = 0
@@ -219,8 +208,7 @@ class Learner:
         samples now."""
         if self._masters:
             self._masters.rest()
-        if self._offloads:
-            self._optimizers.put_aside()
+        self._optimizers.moments.leave()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every name of the model's state, one full tensor at a time; all processes go through all of them."""
@@ -351,42 +339,6 @@ class Learner:
             self._keeping.observe()
         return {"": value.detach(), **sums}
 
-    def _offloading(self, trained: Mapping[str, torch.nn.Parameter]) -> bool:
-        """Whether moments are put aside from the start; where they may be later, each gradient calls its own back."""
-        wanted = self._config.offload
-        if self._mesh is not None:
-            if wanted == "on":
-                raise UserError(
-                    f'optimizer.offload = "on": moments are put aside in one process, these are {self.world.size}; '
-                    "take it out: they are cut over the processes"
-                )
-            return False
-        if wanted != "off":
-            for name, parameter in trained.items():
-                register: Any = parameter.register_post_accumulate_grad_hook
-                register(partial(self._gradient_is_there, self._trained[name]))
-        if wanted == "on" and not aside.fits(list(self._trained.values())):
-            raise UserError(
-                'optimizer.offload = "on": host memory has no room for the moments, '
-                f"{sum(2 * p.nbytes for p in self._trained.values()) / 2**30:.1f} GiB; take it out"
-            )
-        return wanted == "on"
-
-    def _gradient_is_there(self, stepped: torch.Tensor, _: torch.Tensor) -> None:
-        if self._last_row:
-            self._optimizers.begin_to_come(stepped)
-
-    def _offloading_pays(self, batches: Sequence[Batch]) -> bool:
-        """Moments travel unseen behind rows of this length; what blocks compute again for want of room is seen."""
-        return (
-            self._config.offload == "auto"
-            and self._mesh is None
-            and self._keeping is not None
-            and any(policy not in ("none", "matmul") for policy in self._keeping.policies)
-            and max(batch.tokens_T.numel() for batch in batches) >= OFFLOADING_FROM
-            and aside.fits(list(self._trained.values()))
-        )
-
     def _pending(self) -> tuple[int, int]:
         """Bytes of the gradients, and of the optimizer state, that the step has yet to allocate. What comes back while
         a row goes backward counts as its gradients do."""
@@ -399,7 +351,7 @@ class Learner:
                 gradients += part.numel() * (first or part.dtype).itemsize
             elif whole.grad.dtype != part.dtype:
                 gradients += part.numel() * (part.dtype.itemsize - whole.grad.dtype.itemsize)
-        gradients += self._optimizers.bytes_aside
+        gradients += self._optimizers.moments.bytes_away
         states = 0 if any(part.state for part in self._optimizers.parts) else 2 * sum(p.nbytes for p in own)
         return gradients, states
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from motet.base.errors import UserError
 from motet.base.recipe import Optimizer as Config
-from motet.train.aside import Aside
+from motet.train.aside import Moments
 
 try:
     from motet.train import adamw_kernels as kernels
@@ -91,14 +91,16 @@ class Optimizers:
             self.parts.append(_muon([parameters[n] for n in muon], config))
         if rest:
             self.parts.append(_adamw([parameters[n] for n in rest], config))
-        self._aside: Aside | None = None
+        models: dict[torch.Tensor, torch.Tensor] = {p: p for p in parameters.values()}
+        models |= masters.rounded() if masters else {}
+        self.moments = Moments(config.offload, self.parts[-1].state, models)
 
     def prepare(self) -> None:
-        """Before a step's first row: what the optimizer keeps must not lie between pieces of memory that others will
-        want back."""
-        if self._one_pass and not any(part.state for part in self.parts):
-            torch.cuda.empty_cache()
+        """Before a step's first row."""
+        if self._one_pass:
+            self._make_room()
             self._one_pass.prepare()
+        self.moments.leave()
 
     @cached_property
     def unread(self) -> bool:
@@ -118,7 +120,7 @@ class Optimizers:
 
     def step(self, rate: float) -> None:
         """On gradients that were clipped."""
-        self._here()
+        self.moments.here()
         self._make_room()
         for part in self.parts:
             for group in part.param_groups:
@@ -126,6 +128,7 @@ class Optimizers:
             part.step()
         if self._masters:
             self._masters.publish()
+        self.moments.leave()
 
     def step_unread(self, rate: float, value: torch.Tensor) -> torch.Tensor:
         """Clips and steps without waiting for the device: it need not run dry before the step's kernels are queued.
@@ -140,9 +143,9 @@ class Optimizers:
         if self._one_pass:
             if self._masters:
                 self._masters.wake()  # its tensors are written
-            self._here()
-            self._one_pass.prepare()
+            self.moments.here()
             self._one_pass.step(rate, scale, skip)
+            self.moments.leave()
             return norm
         for part in self.parts:
             part.grad_scale, part.found_inf = scale, skip  # type: ignore[attr-defined]
@@ -152,27 +155,6 @@ class Optimizers:
             for part in self.parts:
                 del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
         return norm
-
-    def put_aside(self) -> None:
-        """AdamW's moments go to host memory until the next step."""
-        (part,) = self.parts
-        if self._aside is None and part.state:
-            self._aside = Aside(part.state, list(self._parameters.values()))
-        if self._aside is not None:
-            self._aside.leave()
-
-    @property
-    def bytes_aside(self) -> int:
-        return self._aside.bytes_away if self._aside is not None else 0
-
-    def begin_to_come(self, parameter: torch.Tensor) -> None:
-        """What was put aside for it."""
-        if self._aside is not None:
-            self._aside.come(parameter)
-
-    def _here(self) -> None:
-        if self._aside is not None:
-            self._aside.ready()
 
     @cached_property
     def _one_pass(self) -> OnePass | None:
@@ -199,7 +181,7 @@ class Optimizers:
         """NAME/SLOT -> tensor; of what was put aside, a copy on the host."""
         found = {}
         for name, parameter in self._parameters.items():
-            away = self._aside.copies(parameter) if self._aside is not None else {}
+            away = self.moments.copies(parameter)
             for part in self.parts:
                 for slot, value in {**part.state.get(parameter, {}), **away}.items():
                     found[f"{name}/{slot}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
@@ -207,7 +189,7 @@ class Optimizers:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """That and nothing else: what it does not hold begins anew."""
-        self._aside = None
+        self.moments.forget()
         for part in self.parts:
             part.state.clear()
         for key, value in state.items():
