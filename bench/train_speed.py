@@ -11,8 +11,8 @@ eight of 8,192. Systems:
 
     motet            the Learner as a recipe makes it: float32 weights and AdamW state, computing in bfloat16; what is
                      recomputed it chooses by itself (auto)
-    motet+POLICY     auto, none, matmul, attention, full or offload in place of that
-    motet+aside      AdamW's moments wait on the host where that pays (optimizer.offload = "auto")
+    motet+POLICY     auto, none, matmul, hosted, attention, full or offload in place of that
+    motet+aside      AdamW's moments wait on the host (optimizer.offload = "on")
     motet+bf16       weights and AdamW state in bfloat16, as all peers below have them
     motet+nofa4      as if FlashAttention 4 were not installed
     hf               transformers with torch's AdamW; hf+liger with all of Liger's kernels
@@ -350,7 +350,7 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
         if word == "nofa4":
             packed.fastest = lambda device, width=128: "cudnn+varlen" if device.type == "cuda" else "plain"
         elif word == "aside":
-            own["offload"] = "auto"
+            own["offload"] = "on"
         elif word != "profile":
             options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
     learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(**own), total_steps=100)

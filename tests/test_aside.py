@@ -97,37 +97,6 @@ def test_they_come_back_with_the_last_row_and_not_before(model_folder: Path) -> 
     assert there == [0, parameter.numel()]
 
 
-def test_they_go_by_themselves_where_long_rows_compute_products_again(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Keeping:
-        def __init__(self) -> None:
-            self.policies = ["none", "matmul"]
-
-        def begin(self, *_: int) -> None: ...
-
-        def observe(self) -> None: ...
-
-    own = make(model_folder, "cpu", "auto")
-    where, keeping = own._optimizers.moments, Keeping()
-    own._keeping = keeping  # type: ignore[assignment]
-    monkeypatch.setattr(aside, "AUTO_FROM", 39)
-    train(own, range(1))
-    assert not where.leaves  # what they recompute is cheap
-    keeping.policies = ["attention", "matmul"]
-    monkeypatch.setattr(aside, "AUTO_FROM", 41)
-    train(own, range(1, 2))
-    assert not where.leaves  # the longest row has 39 tokens
-    monkeypatch.setattr(aside, "AUTO_FROM", 39)
-    monkeypatch.setattr(aside, "host_memory", lambda: offload.SPARED)
-    train(own, range(2, 3))
-    assert not where.leaves  # no room
-    monkeypatch.undo()
-    monkeypatch.setattr(aside, "AUTO_FROM", 39)
-    train(own, range(3, 4))
-    assert where.leaves and all(tensor.numel() == 0 for tensor in moments(own))
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
 def test_after_a_stage_host_memory_has_room_for_the_next_ones_moments() -> None:
@@ -145,4 +114,3 @@ def test_where_they_cannot_go_it_is_said(model_folder: Path, monkeypatch: pytest
     monkeypatch.setattr(aside, "DTensor", torch.Tensor)  # as if each were a part of one
     with pytest.raises(UserError, match=r'offload = "on": moments are put aside where one process has all of them'):
         make(model_folder, "cpu", "on")
-    assert not make(model_folder, "cpu", "auto")._optimizers.moments._may_leave

@@ -67,7 +67,7 @@ def test_each_row_has_policies_of_its_own_and_the_same_gradients() -> None:
     own.load_state_dict(plain.state_dict())
     asked: list[int] = []
 
-    def chooser(tokens: int) -> list[recompute.Policy]:
+    def chooser(tokens: int, _: Any) -> list[recompute.Policy]:
         asked.append(tokens)
         return ["full", "attention"] if tokens > 9 else ["none", "matmul"]
 

@@ -8,7 +8,8 @@ A block's bytes are counted from the tensors that its backward pass reads, a lis
 block (where the partitioner of AOTAutograd keeps inputs of products, and computes chains of cheap operations again)
 and one that runs operation by operation (where autograd keeps every operand). `tests/test_footprint.py` counts both
 on a CPU and compares. A row has three moments that can be the highest: the head, with everything kept; the backward
-pass of some block, with what the earlier ones keep; the end, with all gradients.
+pass of some block, with what the earlier ones keep; the end, with all gradients. With hosted blocks there is a fourth,
+the forward pass of some block, when what others keep is still on its way out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from motet.model.recompute import Policy
 
 LADDER: tuple[Policy, ...] = ("none", "matmul", "attention", "full")
-"""From most kept to least; "offload" comes after, where none of them fits."""
+"""From most kept to least; "offload" comes after, where none of them fits. "hosted" is beside it: what "matmul" keeps,
+in host memory."""
+BEHIND = 3
+"""Blocks after which what a hosted one keeps has left the device; of the last ones it does not leave."""
+WORK_OF_A_BYTE = 12_000
+"""Operations of a device while its link to host memory carries a byte: 600 TFLOP/s and 50 GB/s (H100, PCIe 5; cards
+and links of the generation before have nearly the same ratio)."""
 MARGIN = 0.08
 """Share of a device's memory that is left alone: the context, libraries' buffers, holes between tensors."""
 TILE = 8192
@@ -113,7 +120,7 @@ class Compute:
     rank: int = 0
     """Of adapters on every linear layer; 0: none."""
     host: bool = True
-    """What is offloaded leaves the device."""
+    """What is offloaded or hosted leaves the device."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +252,12 @@ def _with_offload(kept: dict[Policy, int], backward: dict[Policy, int], sizes: S
     attention = e * (4 * Q + 4 * K + (3 * Q + 4 * inside) * shared) + w.lse + w.sums
     # of a tile everything that its block computes, and gradients: the MLP's, or queries' and keys' norms'
     tile = e * (4 * D + 2 * Q + 2 * K + 3 * w.up + 2 * w.M) + 2 * D * norm + (w.pre_q + w.pre_k) * norm + adapted
+    kept = {p: n + adapted * (p in ("none", "matmul")) for p, n in kept.items()}
+    leaves = compute.host and compute.compiled
     return BlockBytes(
-        kept={p: n + adapted * (p in ("none", "matmul")) for p, n in kept.items()}
-        | {"offload": 0 if compute.host else e * D},
-        backward=backward | {"offload": adapted + held + max(heads, (w.pre_q > 0) * 12 * Q * e - saved)},
+        kept=kept | {"hosted": w.lse if leaves else kept["matmul"], "offload": 0 if compute.host else e * D},
+        backward=backward
+        | {"hosted": backward["matmul"], "offload": adapted + held + max(heads, (w.pre_q > 0) * 12 * Q * e - saved)},
         cut=3 * e * D + attention,
         tile=tile,
         sums=4 * sizes.block,
@@ -290,6 +299,8 @@ class Row:
     """Bytes of weights gathered ahead, and of gradients on their way, in the backward pass of a block."""
     reduced_at_end: int = 0
     """The same for the gradients of what is in no block."""
+    attended: float = 0.0
+    """Tokens of the document that an average token of the whole row is in; 0: the row is one document."""
 
 
 class Peak(NamedTuple):
@@ -297,7 +308,7 @@ class Peak(NamedTuple):
 
     total: int
     at: str
-    """What is highest: "head", "backward" or "end"."""
+    """What is highest: "forward", "head", "backward" or "end"."""
     kept: int
     """By blocks, at that moment."""
     working: int
@@ -315,6 +326,10 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     e, D, T, N = compute.element, sizes.width, row.tokens, row.scored
     always = T * (64 + 2 * sizes.head * e) + (T * e * D if "offload" in policies and compute.host else 0)
     kept = [T * block.kept[policy] for policy in policies]
+    back = T * (block.kept["matmul"] - block.kept["hosted"])
+    """Of a hosted block, what comes back."""
+    hosted = [policy == "hosted" and index < len(policies) - BEHIND for index, policy in enumerate(policies)]
+    kept = [n + back * (p == "hosted" and not away) for n, p, away in zip(kept, policies, hosted, strict=True)]
     tiled = T > TILE and "offload" in policies
     last = T * (e * D + (0 if compute.compiled or tiled else D * (4 + e)))
     weight = sizes.embedding * row.head_trained
@@ -322,11 +337,15 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     logits = rows * (head_row(sizes.vocabulary, e) + (8 * sizes.vocabulary if row.entropy_gradient else 0))
     head = last + row.known * T * e * D + N * (2 * e * D + 40) + logits + 4 * weight
     found = [Peak(0, "head", always + sum(kept), 0, head, 0)]
+    for index in range(len(policies) if any(hosted) else 0):  # until copies are out, several hosted blocks' are there
+        leaving = back * sum(hosted[max(0, index + 1 - BEHIND) : index + 1])
+        working = block.working("matmul", T)  # no more than in the backward pass
+        found.append(Peak(0, "forward", always + sum(kept[: index + 1]) + leaving, working, 0, 0, row.passing))
     waits = e * weight if e < 4 else 4 * weight
     # of a head of its own, whose gradient is the first; a tied one's is whole at the end
     first = 0 if sizes.tied else max(0, int((row.fresh + row.returning) * weight) - waits)
     for index, policy in reversed(list(enumerate(policies))):
-        own = block.working(policy, T) + e * row.trained
+        own = block.working(policy, T) + e * row.trained + back * sum(hosted[max(0, index - 1) : index + 1])
         fresh = first + int((row.fresh + row.returning) * row.trained * (len(policies) - 1 - index))
         found.append(Peak(0, "backward", always + sum(kept[: index + 1]), own, waits, fresh, row.passing))
     everything = row.trained * sizes.layers + (sizes.root if row.head_trained else 0)
@@ -337,18 +356,40 @@ def peak_of(sizes: Sizes, compute: Compute, row: Row, policies: Sequence[Policy]
     return max(summed, key=lambda peak: peak.total)
 
 
-def choose(sizes: Sizes, compute: Compute, row: Row, room: int) -> list[Policy]:
+def choose(sizes: Sizes, compute: Compute, row: Row, room: int, host_room: int = 0) -> list[Policy]:
     """The first policies of the ladder that fit into `room` bytes; where none do, what takes least. Where blocks
     differ, the later ones keep more: the backward pass begins with them, and frees what they keep before another has to
-    be computed again."""
-    count = sizes.layers
+    be computed again. `host_room`: bytes that hosted blocks may take of host memory; before anything but cheap
+    operations is computed again, as many as that and the link allow are hosted."""
+    count, places = sizes.layers, hosted_places(sizes, compute, row, host_room)
     for more, less in itertools.pairwise(LADDER):
+        if more == "matmul":
+            for most in range(len(places) + 1):
+                policies = with_hosted(["matmul"] * count, places[:most])
+                if peak_of(sizes, compute, row, policies).total <= room:
+                    return policies
         for kept in range(count, 0, -1):
-            policies: list[Policy] = [less] * (count - kept) + [more] * kept
+            policies = [less] * (count - kept) + [more] * kept
+            if more != "none":
+                policies = with_hosted(policies, places)
             if peak_of(sizes, compute, row, policies).total <= room:
                 return policies
     last: list[list[Policy]] = [["full"] * count, ["offload"] * count]
     return min(last, key=lambda policies: peak_of(sizes, compute, row, policies).total)
+
+
+def hosted_places(sizes: Sizes, compute: Compute, row: Row, host_room: int) -> list[int]:
+    """Blocks that may be hosted: so far apart that the copies of one are done while those up to the next compute."""
+    if not (compute.host and compute.compiled):
+        return []
+    size = block_bytes(sizes, compute).kept["matmul"]
+    work = 2 * sizes.block + 2 * sizes.heads * sizes.head * (row.attended or row.tokens * compute.sp)
+    apart = -(-size * WORK_OF_A_BYTE // work)
+    return list(range(0, sizes.layers - BEHIND, int(apart)))[: host_room // (size * row.tokens)]
+
+
+def with_hosted(policies: list[Policy], places: Sequence[int]) -> list[Policy]:
+    return ["hosted" if index in places else policy for index, policy in enumerate(policies)]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ The prediction is corrected by the peak that the first rows in fact had.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from motet.model.footprint import MARGIN, Compute, Row, Sizes, Training, choose, peak_of, state_of
+from motet.model.kernels import Documents
+from motet.model.offload import SPARED, host_memory
 from motet.model.recompute import Policy
 
 _UNCERTAIN, _MEASURED = 1.05, 1.02
@@ -48,6 +52,7 @@ class Keeping:
         self._seen = False
         self._first, self._rounds = True, 1
         self._expected: tuple[int, int, int] | None = None
+        self._host_room: int | None = None
 
     @property
     def words(self) -> str:
@@ -65,12 +70,16 @@ class Keeping:
         """Row `place` of the `rounds` that this process works on in a step is next."""
         self._first, self._rounds = place == 0, rounds
 
-    def __call__(self, tokens: int) -> list[Policy]:
+    def __call__(self, tokens: int, documents: Documents | None = None) -> list[Policy]:
         gradients, states = self.pending()
         allocated = torch.cuda.memory_allocated(self._device)
         margin = SEEN_MARGIN if self._seen else MARGIN
         room = _usable(self._device, margin) - allocated - states
         row, waiting = self.row(tokens, gradients), self._waiting()
+        if documents is not None:
+            row = replace(row, attended=sum(n * n for n in documents.lengths) / sum(documents.lengths))
+        if self._host_room is None:
+            self._host_room = self.agree(host_room(host_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
         predicted = peak_of(self.sizes, self._compute, row, policies).total + waiting
@@ -89,7 +98,7 @@ class Keeping:
         )  # fmt: skip
 
     def choose(self, row: Row, room: int) -> list[Policy]:
-        return choose(self.sizes, self._compute, row, room)
+        return choose(self.sizes, self._compute, row, room, self._host_room or 0)
 
     def _waiting(self) -> int:
         """Bytes yet to be allocated for whole gradients that wait for the step's last row. Gathered weights of the root
@@ -106,6 +115,12 @@ class Keeping:
             self.correction = max(0.8, (peak - allocated) / predicted) * _MEASURED
             self._seen = True
         self._expected = None
+
+
+def host_room(memory: int, processes: int) -> int:
+    """Bytes of host memory, of which `memory` are to be had, that one of the processes of a machine takes for what its
+    blocks keep: together they take half."""
+    return max(0, memory - SPARED) // 2 // processes
 
 
 def _usable(device: torch.device, margin: float = MARGIN) -> int:

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | none | everything that the backward pass reads | nothing |
 | matmul | attention, and results of matrix products | norms, rotations, activations, residual sums |
+| hosted | the same, in host memory until the block's turn comes (compiled blocks on a GPU) | the same |
 | attention | attention (result and log-sum-exp) | everything else |
 | full | nothing | everything |
 | offload | nothing, and the input waits in host memory | everything, all but attention a tile of the tokens at a time |
@@ -21,15 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from motet.model import packed  # noqa: F401  # defines torch.ops.motet.attend
+from motet.model.hosted import Hosted
 from motet.model.offload import Host, in_tiles, offloaded
 
-Policy = Literal["none", "matmul", "attention", "full", "offload"]
+if TYPE_CHECKING:
+    from motet.model.kernels import Documents
+
+Policy = Literal["none", "matmul", "hosted", "attention", "full", "offload"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 _aten = torch.ops.aten
@@ -46,8 +51,8 @@ MATMUL = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default})
 
 
 class Chooser(Protocol):
-    def __call__(self, tokens: int) -> Sequence[Policy]:
-        """A policy for each block, for a row of so many tokens."""
+    def __call__(self, tokens: int, documents: Documents | None) -> Sequence[Policy]:
+        """A policy for each block, for a row of which this process holds so many tokens, in these documents."""
         ...
 
 
@@ -67,6 +72,7 @@ def apply(
     runs: dict[Policy, Callable[..., Any]] = dict(_RUNS)
     if compiled:
         runs = {policy: torch.compile(run, fullgraph=True) for policy, run in _RUNS.items()}
+        runs["hosted"] = runs["matmul"]
     row = _Row(runs, policies, Host(tile))
     for index, block in enumerate(blocks):
         block.forward = partial(row.run, index, block)
@@ -80,7 +86,7 @@ class _Row:
     ) -> None:
         self._runs, self._policies = runs, policies
         self._chosen: Sequence[Policy] = () if callable(policies) else policies
-        self._host = host
+        self._host, self._hosted = host, Hosted()
 
     def run(self, index: int, block: torch.nn.Module, hidden_1TD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -88,11 +94,18 @@ class _Row:
                 return in_tiles(self._host, block, hidden_1TD, *args, **kwargs)
             return self._runs["none"](block, hidden_1TD, *args, **kwargs)
         if index == 0 and callable(self._policies):
-            self._chosen = self._policies(hidden_1TD.shape[1])
+            self._chosen = self._policies(hidden_1TD.shape[1], kwargs.get("documents"))
         policy = self._chosen[index]
+        self._hosted.settle(index)
         if policy == "offload":
             return offloaded(self._host, index, block, hidden_1TD, *args, **kwargs)
-        return self._runs[policy](block, hidden_1TD, *args, **kwargs)
+        if policy == "hosted":
+            out = self._hosted.run(index, self._runs[policy], block, hidden_1TD, *args, **kwargs)
+        else:
+            out = self._runs[policy](block, hidden_1TD, *args, **kwargs)
+        if index and self._chosen[index - 1] == "hosted":
+            out.register_hook(partial(self._hosted.begin, index - 1))
+        return out
 
 
 # Functions with a body of their own: dynamo counts compilations by code object, and closures share one.
@@ -115,6 +128,7 @@ def _keep_nothing(block: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 _RUNS: dict[Policy, Callable[..., Any]] = {
     "none": _keep_everything,
     "matmul": _keep_matmul,
+    "hosted": _keep_matmul,
     "attention": _keep_attention,
     "full": _keep_nothing,
 }

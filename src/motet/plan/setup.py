@@ -13,9 +13,10 @@ from motet.base.errors import UserError
 from motet.base.recipe import Engine, Machine, Recipe
 from motet.model import footprint
 from motet.model.blocks import is_compiled
-from motet.model.footprint import LADDER, MARGIN, Compute, Forecast, Row, Sizes, Training, row_of
+from motet.model.footprint import MARGIN, Compute, Forecast, Row, Sizes, Training, row_of
+from motet.model.keep import host_room
 from motet.model.load import load_config
-from motet.model.recompute import Policy
+from motet.model.recompute import POLICIES, Policy
 from motet.plan.sizing import from_config
 from motet.plan.work import Share, Work, engine_share, is_elsewhere
 from motet.train.mesh import Shape, fitting, resolve
@@ -54,7 +55,7 @@ class Host(NamedTuple):
     """Copies of the state while a checkpoint is written in the background."""
     exporting: int
     offloaded: int
-    """Pinned buffers of offloaded blocks and moments."""
+    """Pinned buffers of offloaded and hosted blocks and of moments."""
     asleep: int
     """Weights of engines that sleep."""
 
@@ -228,7 +229,9 @@ class Planner:
             return ["none"] * self.sizes.layers
         state = footprint.state_of(self.sizes, training)
         room = int((self.usable - others - state.held(row)) / self.corrections.get(work.name, 1.0))
-        return footprint.choose(self.sizes, compute, row, room)
+        usable = 0 if self.machine.host_gib is None else int(self.machine.host_gib * 2**30)
+        hosted = host_room(usable, min(self.gpus, self.per_node))
+        return footprint.choose(self.sizes, compute, row, room, hosted)
 
     def host(self, setup: Setup, training: Training, tokens: int, policies: Sequence[Policy]) -> Host:
         """A checkpoint is copied to host memory before it is written; on one CPU process it is written directly."""
@@ -237,8 +240,10 @@ class Planner:
         per_rank = training.weights * trained // training.shards + state.optimizer
         ranks = min(self.gpus, self.per_node)
         saving = ranks * per_rank if self.on_gpu or self.gpus > 1 else 0
-        moved = Counter(policies)["offload"] * tokens * self.sizes.width * training.element if self.on_gpu else 0
-        moved += state.away
+        kept = footprint.block_bytes(self.sizes, self.compute(setup)).kept
+        inputs = Counter(policies)["offload"] * self.sizes.width * training.element
+        moved = tokens * (inputs + Counter(policies)["hosted"] * (kept["matmul"] - kept["hosted"]))
+        moved = moved * self.on_gpu + state.away
         weights, engine = training.element * self.sizes.parameters, setup.engine
         asleep = engine is not None and engine.sleep == 1 and not engine.urls
         servers = max(1, len(engine.gpus) // engine.gpus_of_a_server) if engine is not None else 0
@@ -284,9 +289,8 @@ class Planner:
     def _changes(self, work: Work, setup: Setup) -> Iterator[Change]:
         """From the cheapest in time to the dearest."""
         if setup.recompute != "auto":
-            order: list[Policy] = [*LADDER, "offload"]
-            for policy in order[order.index(setup.recompute) + 1 :]:  # type: ignore[arg-type]
-                yield _recompute(policy)
+            order = POLICIES[POLICIES.index(setup.recompute) + 1 :]
+            yield from (_recompute(policy) for policy in order if policy != "hosted")
         else:
             yield _recompute("offload")
         for shape in self.shapes():

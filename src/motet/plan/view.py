@@ -76,7 +76,10 @@ def _of_engine(sampling: Sampling) -> str:
 def _parts(need: Need) -> list[str]:
     """At the highest moment of a step: what lies there all along, what the row takes, what shares the GPU."""
     state, peak = need.forecast.state, need.forecast.peak
-    where = {"head": "the head", "backward": "the backward pass of a block", "end": "the end of the backward pass"}
+    where = {
+        "forward": "the forward pass of a block", "head": "the head", "backward": "the backward pass of a block",
+        "end": "the end of the backward pass",
+    }  # fmt: skip
     steps = state.total > state.held(need.forecast.row) + peak.total
     held = {
         "weights": state.weights, "optimizer": state.optimizer - (0 if steps else state.away),

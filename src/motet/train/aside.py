@@ -20,8 +20,6 @@ from motet.model.offload import PIECE, SPARED, host_memory
 SLOTS = ("exp_avg", "exp_avg_sq")
 State = Mapping[Any, dict[str, Any]]
 """torch's: parameter -> slot -> value."""
-AUTO_FROM = 32_768
-"""Tokens of a row from which on moments travel unseen behind it (ours)."""
 
 
 class Moments:
@@ -36,7 +34,6 @@ class Moments:
         self._state, self._stepped = state, list(models)
         self._aside: Aside | None = None
         in_parts = any(isinstance(parameter, DTensor) for parameter in models)
-        self._may_leave = wanted == "auto" and not in_parts
         if self.leaves and in_parts:
             raise UserError(
                 'optimizer.offload = "on": moments are put aside where one process has all of them, here they are cut '
@@ -47,7 +44,7 @@ class Moments:
                 'optimizer.offload = "on": host memory has no room for the moments, '
                 f"{sum(2 * p.nbytes for p in self._stepped) / 2**30:.1f} GiB; take it out"
             )
-        if self.leaves or self._may_leave:
+        if self.leaves:
             for stepped, own in models.items():
                 register: Any = own.register_post_accumulate_grad_hook
                 register(partial(self._gradient_is_there, stepped))
@@ -60,13 +57,6 @@ class Moments:
         if self.leaves and self._state:
             self._aside = self._aside or Aside(self._state, self._stepped)
             self._aside.leave()
-
-    def look(self, longest: int, policies: Sequence[str]) -> None:
-        """After a step's rows, the longest of so many tokens: where blocks computed matrix products again for want of
-        room, they leave from now on."""
-        again = any(policy not in ("none", "matmul") for policy in policies)
-        if self._may_leave and not self.leaves and again and longest >= AUTO_FROM:
-            self.leaves = self._fit()
 
     def here(self) -> None:
         """All are on the device for what is queued from now on."""

@@ -143,8 +143,6 @@ class Learner:
                 sums = self._backward(batches[index] if index is not None else None, loss, extra, temperature, count)
                 for name, part in sums.items():
                     totals[name] = totals[name] + part.double() if name in totals else part.double()
-            policies = self._keeping.policies if self._keeping is not None else ()
-            self._optimizers.moments.look(max(batch.tokens_T.numel() for batch in batches), policies)
             if self._mesh is None and self._optimizers.unread:
                 value = totals.pop("")
                 self._unread = value if self._unread is None else self._unread + value

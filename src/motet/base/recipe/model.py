@@ -73,10 +73,11 @@ class Model(Part):
     loses updates smaller than 1/256 of a weight."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes the GPU when torch sees one."""
-    recompute: Literal["auto", "none", "matmul", "attention", "full", "offload"] = "auto"
+    recompute: Literal["auto", "none", "matmul", "hosted", "attention", "full", "offload"] = "auto"
     """What a block computes again in the backward pass, to save memory: nothing; all but attention and matrix products;
-    all but attention; everything; everything, with its input moved to host memory meanwhile. "auto" keeps as much as
-    the GPU's memory allows, and everything on a CPU."""
+    the same, with what is kept moved to host memory meanwhile; all but attention; everything; everything, with its
+    input moved to host memory meanwhile. "auto" keeps as much as the GPU's memory allows, moves to host memory what
+    can go there unseen, and keeps everything on a CPU."""
     head: Literal["own", "liger", "cut-cross-entropy"] = "own"
     """Whose log-probabilities SFT is trained on: motet's, or those of a package, which are compared with motet's on the
     first row and give no entropies. RL uses motet's."""
@@ -95,6 +96,10 @@ class Model(Part):
     def _compile_is_read(self) -> Model:
         if self.compile == "on" and self.recompute == "offload":
             raise ValueError('compile = "on" has no effect with recompute = "offload", whose blocks are not compiled')
+        if self.compile == "off" and self.recompute == "hosted":
+            raise ValueError(
+                'recompute = "hosted" moves what compiled blocks keep; take out compile = "off", or set "matmul"'
+            )
         return self
 
     @model_validator(mode="after")

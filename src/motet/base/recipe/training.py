@@ -32,10 +32,9 @@ class Optimizer(Part):
     """Muon's momentum."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
-    offload: Literal["off", "auto", "on"] = "off"
+    offload: Literal["off", "on"] = "off"
     """AdamW's moments wait in host memory while rows go forward and backward, on one GPU: 8 bytes a parameter of
-    float32 weights are free for what blocks would compute again, and while an engine samples. "auto": where blocks do
-    compute matrix products again, a row has 32,768 tokens and host memory has the room."""
+    float32 weights are free meanwhile, and while an engine samples. A step takes longer by their way there and back."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or leave the weights as they are and go on (at most ten times in a
     row). Either way the batch is written to STAGE/nonfinite-N.jsonl."""
