@@ -63,8 +63,9 @@ def measured(dtype: torch.dtype) -> list[tuple[str, float, float]]:
         kernels.BLOCK, kernels.WARPS, places = block, warps, kernels.Places()
 
         def step(places: kernels.Places = places) -> None:
-            kernels.squares(gradients, places)
-            kernels.step(tensors, numbers, one, zero, 1e-4, (0.9, 0.95), 1e-8, places)
+            table = kernels.Table(tensors, places)
+            table.squares()
+            table.step(numbers, one, zero, 1e-4, (0.9, 0.95), 1e-8)
 
         found.append((f"motet {block} x {warps}", *timed(step)))
     parameters = [torch.nn.Parameter(w) for w in weights]

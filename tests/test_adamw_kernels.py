@@ -156,3 +156,18 @@ def test_tensors_that_begin_anywhere_are_stepped_too() -> None:
     own["bias"].grad = torch.ones(4097, device=DEVICE)
     optimizer.step_unread(0.01, torch.zeros((), device=DEVICE))
     assert torch.allclose(whole[3:], torch.full_like(whole[3:], -0.01), rtol=1e-5) and not whole[:3].any()
+
+
+def test_steps_are_counted_for_each_parameter_also_after_a_state_was_loaded() -> None:
+    own = parameters(torch.float32)
+    optimizer = in_one_pass(own, CONFIG)
+    for step, without in enumerate(("still", "gain", "still")):
+        if step == 2:
+            optimizer.load({key: value.clone() for key, value in optimizer.state().items()})
+        for name, gradient in (gradients(step, torch.float32) | {"still": torch.ones(8, device=DEVICE)}).items():
+            own[name].grad = None if name == without else gradient
+        optimizer.step_unread(0.01, torch.zeros((), device=DEVICE))
+    state = optimizer.state()
+    assert {name: float(state[f"{name}/step"]) for name in own} == {
+        "embedding": 3.0, "matrix": 3.0, "gain": 2.0, "bias": 3.0, "still": 1.0,
+    }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from motet.model import attention, recompute
+from motet.model import attention, keep, recompute
 from motet.model.footprint import MARGIN, Compute, peak_of
 from motet.model.keep import SEEN_MARGIN, Keeping, _usable
 from motet.model.kernels import Documents
@@ -37,11 +37,9 @@ def keeping(model: Any) -> Keeping:
 def test_a_peak_that_was_seen_corrects_the_next_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     own = keeping(qwen(1024, 3072))
     now = {"allocated": 12 * GIB, "peak": 12 * GIB}
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: now["allocated"])
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 12 * GIB)
+    monkeypatch.setattr(keep, "_in_use", lambda _: (now["allocated"], now["peak"], 12 * GIB))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (68 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: now["peak"])
     own.pending = lambda: (0, 2 * GIB)
     room = 80 * GIB - int(MARGIN * 80 * GIB) - 12 * GIB - 2 * GIB
 
@@ -96,7 +94,17 @@ def test_each_row_has_policies_of_its_own_and_the_same_gradients() -> None:
 def test_room_is_what_others_leave_or_the_share_that_was_set(
     monkeypatch: pytest.MonkeyPatch, free: int, share: float, usable: float
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GIB, 140 * GIB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
-    assert _usable(torch.device("cpu")) == pytest.approx(usable * GIB)
+    assert _usable(torch.device("cpu"), 10 * GIB) == pytest.approx(usable * GIB)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+def test_what_is_in_use_is_what_torch_says() -> None:
+    device = torch.device("cuda")
+    one, _ = torch.empty(2**24, device=device), torch.empty(2**26, device=device)
+    del _
+    cuda = torch.cuda
+    expected = cuda.memory_allocated(device), cuda.max_memory_allocated(device), cuda.memory_reserved(device)
+    assert keep._in_use(device) == expected and expected[0] >= one.nbytes

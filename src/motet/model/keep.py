@@ -72,9 +72,9 @@ class Keeping:
 
     def __call__(self, tokens: int, documents: Documents | None = None) -> list[Policy]:
         gradients, states = self.pending()
-        allocated = torch.cuda.memory_allocated(self._device)
+        allocated, highest, reserved = _in_use(self._device)
         margin = SEEN_MARGIN if self._seen else MARGIN
-        room = _usable(self._device, margin) - allocated - states
+        room = _usable(self._device, reserved, margin) - allocated - states
         row, waiting = self.row(tokens, gradients), self._waiting()
         if documents is not None:
             row = replace(row, attended=sum(n * n for n in documents.lengths) / sum(documents.lengths))
@@ -83,7 +83,7 @@ class Keeping:
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
         predicted = peak_of(self.sizes, self._compute, row, policies).total + waiting
-        self._expected = allocated, predicted, torch.cuda.max_memory_allocated(self._device)
+        self._expected = allocated, predicted, highest
         return policies
 
     def row(self, tokens: int, gradients: int = 0) -> Row:
@@ -110,7 +110,7 @@ class Keeping:
         if self._expected is None:
             return
         allocated, predicted, before = self._expected
-        peak = torch.cuda.max_memory_allocated(self._device)
+        _, peak, _ = _in_use(self._device)
         if peak > before and predicted > _WORTH:
             self.correction = max(0.8, (peak - allocated) / predicted) * _MEASURED
             self._seen = True
@@ -123,9 +123,19 @@ def host_room(memory: int, processes: int) -> int:
     return max(0, memory - SPARED) // 2 // processes
 
 
-def _usable(device: torch.device, margin: float = MARGIN) -> int:
-    """Bytes that this process may have in tensors, those that it has included: what others leave of the device, or the
-    share of it that was set (torch.cuda.set_per_process_memory_fraction)."""
+def _in_use(device: torch.device) -> tuple[int, int, int]:
+    """Bytes of tensors, the most there were, and what the allocator holds. torch.cuda.memory_allocated and its like
+    flatten and sort all of the allocator's statistics to read one."""
+    found = torch.cuda.memory_stats_as_nested_dict(device)
+    if not found:  # nothing was allocated yet
+        return 0, 0, 0
+    tensors = found["allocated_bytes"]["all"]
+    return tensors["current"], tensors["peak"], found["reserved_bytes"]["all"]["current"]
+
+
+def _usable(device: torch.device, reserved: int, margin: float = MARGIN) -> int:
+    """Bytes that this process may have in tensors, those that it has included: what others leave of the device, beside
+    what it has `reserved`, or the share of it that was set (torch.cuda.set_per_process_memory_fraction)."""
     free, total = torch.cuda.mem_get_info(device)
     most = int(torch.cuda.get_per_process_memory_fraction() * total)  # it takes no device without a number
-    return min(free + torch.cuda.memory_reserved(device), most) - int(margin * most)
+    return min(free + reserved, most) - int(margin * most)

@@ -58,53 +58,67 @@ class Places:
         return self._known[sizes]
 
 
-def squares(gradients: Sequence[torch.Tensor], places: Places) -> torch.Tensor:
-    """The sum of all squares, a float32 scalar on the device; each program's sum is float32, theirs float64."""
-    device = gradients[0].device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for dtype, own in _grouped(gradients, lambda gradient: gradient.dtype):
-        tensors, pieces = places.of(tuple(gradient.numel() for gradient in own), device)
-        rows = [[gradient.data_ptr(), gradient.numel()] for gradient in own]
-        sums = torch.empty(len(tensors), dtype=torch.float32, device=device)
-        _squares[(len(tensors),)](
-            _on(device, rows), tensors, pieces, sums,
-            G=_TYPES[dtype], ALIGNED=_alignment(row[0] for row in rows), BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
-        total += sums.sum(dtype=torch.float64)
-    return total.float()
+class Table:
+    """Where all of a step's tensors lie: copied to the device once, for both kernels."""
+
+    def __init__(self, parameters: Sequence[Tensors], places: Places) -> None:
+        self._device = parameters[0].weight.device
+        self._groups: list[_Group] = []
+        for types, own in _grouped(enumerate(parameters), lambda pair: pair[1].types):
+            rows = []
+            for index, p in own:
+                rounded = p.weight if p.rounded is None else p.rounded
+                addresses = [tensor.data_ptr() for tensor in (p.weight, p.gradient, p.first, p.second, rounded)]
+                rows.append([*addresses, p.weight.numel(), index])
+            sizes = tuple(row[-2] for row in rows)
+            tensors, pieces = places.of(sizes, self._device)
+            # 16 bytes are read at once where all tensors begin at a multiple of them, as torch's own do
+            alignment = 16 if all(address % 16 == 0 for row in rows for address in row[:5]) else 1
+            self._groups.append(_Group(types, _on(self._device, rows), tensors, pieces, alignment))
+
+    def squares(self) -> torch.Tensor:
+        """The sum of all gradients' squares, a float32 scalar on the device; each program's sum is float32, theirs
+        float64."""
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for own in self._groups:
+            sums = torch.empty(len(own.tensors), dtype=torch.float32, device=self._device)
+            _squares[(len(own.tensors),)](
+                own.table, own.tensors, own.pieces, sums,
+                G=_TYPES[own.types[1]], ALIGNED=own.alignment, BLOCK=BLOCK, num_warps=WARPS,
+            )  # fmt: skip
+            total += sums.sum(dtype=torch.float64)
+        return total.float()
+
+    def step(
+        self,
+        numbers_P3: torch.Tensor,
+        scale: torch.Tensor,
+        skip: torch.Tensor,
+        rate: float,
+        betas: tuple[float, float],
+        epsilon: float,
+    ) -> None:
+        """One step of AdamW (Loshchilov & Hutter, ICLR 2019, algorithm 2) on the gradients divided by `scale`; nothing
+        is written where `skip` is not 0. `numbers_P3`, float32: 1 - beta1^t, sqrt(1 - beta2^t), weight decay."""
+        for own in self._groups:
+            weight, gradient, rounded = own.types
+            _step[(len(own.tensors),)](
+                own.table, own.tensors, own.pieces, numbers_P3, scale, skip, rate,
+                betas[0], 1.0 - betas[0], betas[1], 1.0 - betas[1], epsilon,
+                W=_TYPES[weight], G=_TYPES[gradient], R=_TYPES[rounded or weight], ROUNDS=rounded is not None,
+                ALIGNED=own.alignment, BLOCK=BLOCK, num_warps=WARPS,
+            )  # fmt: skip
 
 
-def step(
-    parameters: Sequence[Tensors],
-    numbers_P3: torch.Tensor,
-    scale: torch.Tensor,
-    skip: torch.Tensor,
-    rate: float,
-    betas: tuple[float, float],
-    epsilon: float,
-    places: Places,
-) -> None:
-    """One step of AdamW (Loshchilov & Hutter, ICLR 2019, algorithm 2) on the gradients divided by `scale`; nothing is
-    written where `skip` is not 0. `numbers_P3`, float32: 1 - beta1^t, sqrt(1 - beta2^t), weight decay."""
-    device = numbers_P3.device
-    numbered = list(enumerate(parameters))
-    for (weight, gradient, rounded), own in _grouped(numbered, lambda pair: pair[1].types):
-        tensors, pieces = places.of(tuple(p.weight.numel() for _, p in own), device)
-        rows = []
-        for index, p in own:
-            addresses = [p.weight, p.gradient, p.first, p.second, p.weight if p.rounded is None else p.rounded]
-            rows.append([*(tensor.data_ptr() for tensor in addresses), p.weight.numel(), index])
-        _step[(len(tensors),)](
-            _on(device, rows), tensors, pieces, numbers_P3, scale, skip, rate,
-            betas[0], 1.0 - betas[0], betas[1], 1.0 - betas[1], epsilon,
-            W=_TYPES[weight], G=_TYPES[gradient], R=_TYPES[rounded or weight], ROUNDS=rounded is not None,
-            ALIGNED=_alignment(address for row in rows for address in row[:5]), BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+class _Group(NamedTuple):
+    """Of parameters of the same types."""
 
-
-def _alignment(addresses: Iterable[int]) -> int:
-    """16 bytes are read at once where all tensors begin at a multiple of them, as torch's own do."""
-    return 16 if all(address % 16 == 0 for address in addresses) else 1
+    types: tuple[torch.dtype, torch.dtype, torch.dtype | None]
+    table: torch.Tensor
+    """A row for each: addresses of weight, gradient, moments and rounded weight, size, place among all parameters."""
+    tensors: torch.Tensor
+    pieces: torch.Tensor
+    alignment: int
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:
@@ -122,10 +136,10 @@ def _on(device: torch.device, values: list[list[int]]) -> torch.Tensor:
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _squares(table, tensors, pieces, sums, G: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
-    row = table + tl.load(tensors + program) * 2
+    row = table + tl.load(tensors + program) * 7
     start = tl.load(pieces + program).to(tl.int64) * BLOCK
-    gradients = tl.multiple_of(tl.load(row), ALIGNED).to(tl.pointer_type(G)) + start + tl.arange(0, BLOCK)
-    left = tl.load(row + 1) - start
+    gradients = tl.multiple_of(tl.load(row + 1), ALIGNED).to(tl.pointer_type(G)) + start + tl.arange(0, BLOCK)
+    left = tl.load(row + 5) - start
     if left >= BLOCK:  # a mask would keep the compiler from reading 16 bytes at once
         g = tl.load(gradients).to(tl.float32)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import is_not
 from typing import Any
 
 import torch
@@ -133,20 +134,18 @@ class Optimizers:
     def step_unread(self, rate: float, value: torch.Tensor) -> torch.Tensor:
         """Clips and steps without waiting for the device: it need not run dry before the step's kernels are queued.
         Returns the norm; where it or `value`, the loss, is not finite, nothing changes."""
-        if self._one_pass is None:
-            self._of_one_type()
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = self._one_pass.norm(gradients) if self._one_pass else torch.nn.utils.get_total_norm(gradients).float()
-        # as torch.nn.utils.clip_grads_with_norm_ does
-        scale = ((norm + 1e-6) / self._config.max_grad_norm).clamp(min=1.0)
-        skip = (~(norm.isfinite() & value.isfinite())).float()
         if self._one_pass:
             if self._masters:
                 self._masters.wake()  # its tensors are written
             self.moments.here()
-            self._one_pass.step(rate, scale, skip)
+            begun = self._one_pass.begin()
+            norm = begun.norm()
+            begun.step(rate, *self._clipped(norm, value))
             self.moments.leave()
             return norm
+        self._of_one_type()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None]).float()
+        scale, skip = self._clipped(norm, value)
         for part in self.parts:
             part.grad_scale, part.found_inf = scale, skip  # type: ignore[attr-defined]
         try:
@@ -155,6 +154,12 @@ class Optimizers:
             for part in self.parts:
                 del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
         return norm
+
+    def _clipped(self, norm: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What gradients are divided by, as torch.nn.utils.clip_grads_with_norm_ does, and 1.0 where the step is left
+        out."""
+        scale = ((norm + 1e-6) / self._config.max_grad_norm).clamp(min=1.0)
+        return scale, (~(norm.isfinite() & value.isfinite())).float()
 
     @cached_property
     def _one_pass(self) -> OnePass | None:
@@ -211,56 +216,66 @@ class OnePass:
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer], rounded: Mapping[torch.Tensor, torch.Tensor]) -> None:
         """`rounded`: what gets a parameter's new value beside it."""
-        self._parts, self._rounded, self._places = parts, rounded, kernels.Places()
+        self._groups = [(group, part.state) for part in parts for group in part.param_groups]
+        self.rounded, self.places = rounded, kernels.Places()
+        self._counters: tuple[list[torch.Tensor], torch.Tensor] | None = None
         self._decays: dict[tuple[float, ...], torch.Tensor] = {}
-
-    def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        return kernels.squares(gradients, self._places).sqrt()
 
     def prepare(self) -> None:
         """The state of all that has none yet, as torch.optim.AdamW lays it out."""
-        for part in self._parts:
-            for parameter in (p for group in part.param_groups for p in group["params"]):
-                if not part.state.get(parameter):
+        for group, state in self._groups:
+            for parameter in group["params"]:
+                if not state.get(parameter):
                     step = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     moments = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
-                    part.state[parameter] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+                    state[parameter] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+
+    def begin(self) -> Begun:
+        """A step on the gradients that are there."""
+        found = [(p, p.grad, state[p], group) for group, state in self._groups for p in group["params"]]
+        return Begun(self, [(p, grad, state, group) for p, grad, state, group in found if grad is not None])
+
+    def counters_P(self, states: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The numbers of steps taken, as one tensor of which the states' own are views: one kernel counts them all."""
+        steps = [state["step"] for state in states]
+        known = self._counters
+        if known is None or len(known[0]) != len(steps) or any(map(is_not, known[0], steps)):
+            counters_P = torch.stack(steps)
+            for state, own in zip(states, counters_P.unbind(), strict=True):
+                state["step"] = own
+            known = self._counters = [state["step"] for state in states], counters_P
+        return known[1]
+
+    def decays_P(self, decays: tuple[float, ...], device: torch.device) -> torch.Tensor:
+        if decays not in self._decays:  # most often the same in every step
+            self._decays[decays] = torch.tensor(decays, dtype=torch.float64, device=device)
+        return self._decays[decays]
+
+
+class Begun:
+    """A step of `OnePass`."""
+
+    def __init__(self, whole: OnePass, own: Sequence[tuple[Any, torch.Tensor, dict[str, Any], dict[str, Any]]]) -> None:
+        self._whole, self._own = whole, own
+        rounded = whole.rounded.get
+        self._table = kernels.Table(
+            [kernels.Tensors(p, grad, s["exp_avg"], s["exp_avg_sq"], rounded(p)) for p, grad, s, _ in own], whole.places
+        )
+
+    def norm(self) -> torch.Tensor:
+        return self._table.squares().sqrt()
 
     @torch.no_grad()
     def step(self, rate: float, scale: torch.Tensor, skip: torch.Tensor) -> None:
-        for part in self._parts:
-            own, decays = [], []
-            for group in part.param_groups:
-                group["lr"] = rate
-                found = [(p, p.grad) for p in group["params"] if p.grad is not None]
-                own += found
-                decays += [group["weight_decay"]] * len(found)
-            if own:
-                self._step(part, own, tuple(decays), scale, skip)
-
-    def _step(
-        self,
-        part: torch.optim.Optimizer,
-        own: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        decays: tuple[float, ...],
-        scale: torch.Tensor,
-        skip: torch.Tensor,
-    ) -> None:
-        group = part.param_groups[0]
-        states = [part.state[parameter] for parameter, _ in own]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1.0 - skip)
-        taken_P = torch.stack(steps).double()
-        if decays not in self._decays:  # most often the same in every step
-            self._decays[decays] = torch.tensor(decays, dtype=torch.float64, device=taken_P.device)
+        for _, _, _, group in self._own:
+            group["lr"] = rate
+        group = self._own[0][3]
+        counters_P = self._whole.counters_P([state for _, _, state, _ in self._own])
+        taken_P = counters_P.add_(1.0 - skip).double()
         first, second = group["betas"]
-        columns = (1.0 - first**taken_P, (1.0 - second**taken_P).sqrt(), self._decays[decays])
-        numbers_P3 = torch.stack(columns, 1).float()
-        tensors = [
-            kernels.Tensors(weight, gradient, state["exp_avg"], state["exp_avg_sq"], self._rounded.get(weight))
-            for (weight, gradient), state in zip(own, states, strict=True)
-        ]
-        kernels.step(tensors, numbers_P3, scale, skip, group["lr"], group["betas"], group["eps"], self._places)
+        decays_P = self._whole.decays_P(tuple(group["weight_decay"] for _, _, _, group in self._own), taken_P.device)
+        numbers_P3 = torch.stack((1.0 - first**taken_P, (1.0 - second**taken_P).sqrt(), decays_P), 1).float()
+        self._table.step(numbers_P3, scale, skip, rate, group["betas"], group["eps"])
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
