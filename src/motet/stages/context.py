@@ -12,7 +12,7 @@ from weakref import WeakSet
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as EngineConfig
-from motet.base.recipe import FilterStage, Mix, Recipe, TrainingStage
+from motet.base.recipe import FilterStage, Mix, Recipe, RlStage, TrainingStage
 from motet.base.recipe.names import nearest, unknown_name
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
@@ -180,13 +180,16 @@ class Context:
             world=self.world,
             notes=self.folder(stage),
             seed=seed_of(self.recipe.seed, stage, "adapters"),
+            any_length=isinstance(config, RlStage),
         )
 
     def reference(self, stage: str, config: TrainingStage, model: Path | str) -> Learner:
         """The weights that a stage starts from, for their log-probabilities alone: without adapters, and without the
         float32 copies that an optimizer would step on."""
         plain = self.recipe.model.model_copy(update={"weights": self.recipe.model.dtype})
-        return Learner(model, plain, config.optimizer, 1, None, self.recipe.mesh, self.world, self.folder(stage))
+        return Learner(
+            model, plain, config.optimizer, 1, None, self.recipe.mesh, self.world, self.folder(stage), any_length=True
+        )
 
     def sampler(self, model: Path | str, engine: EngineConfig | None = None) -> Sampler:
         """An engine on `model` (a teacher may be elsewhere), with the chat format and the pool of verifiers."""
