@@ -168,6 +168,16 @@ def test_where_lengths_of_rows_differ_the_first_compilation_is_for_all_of_them(
     torch._dynamo.reset()
 
 
+def test_on_a_gpu_rows_of_any_length_are_compiled_without_a_choice_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda run, **options: asked.append(options))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for any_length in (False, True):
+        recompute.compile_row(len, any_length)
+    strict = {"triton.mix_order_reduction_non_strict_mode": True}
+    assert asked == [{"fullgraph": True}, {"fullgraph": True, "options": strict}]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 def test_a_learner_of_rows_of_any_length_compiles_block_and_norm_once_with_and_once_without_gradients(
