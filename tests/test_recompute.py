@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from motet.base.recipe import Model, Optimizer
+from motet.data.pack import Sample, pack
 from motet.model import attention, packed, recompute
 from motet.model.kernels import Documents
+from motet.train.learner import Learner
+from motet.train.losses import cross_entropy
 
 ROWS = ([20], [7, 5, 11], [30, 2], [9, 9, 9, 3])
 
@@ -133,4 +138,65 @@ def test_compiled_blocks_give_the_same_gradients_and_a_new_length_compiles_nothi
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[1] == counts[2] == counts[3]
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize(("any_length", "compilations"), [(True, [1, 2, 2, 2]), (False, [1, 2, 2, 3])])
+def test_where_lengths_of_rows_differ_the_first_compilation_is_for_all_of_them(
+    any_length: bool, compilations: list[int], through_the_operation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once without and once with gradients; else the first row with another number of tokens is one more. One with
+    another number of documents never is."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compile(run, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    plain, own = model(), model()
+    recompute.apply(list(own.model.layers), "attention", compiled=True, any_length=any_length)
+    begin = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    counts = []
+    for lengths in ([20], [20], [7, 13], [7, 5, 11]):
+        if not counts:
+            with torch.no_grad():
+                assert torch.equal(hidden(own, lengths), hidden(plain, lengths))
+        else:
+            for expected, found in zip(gradients(plain, lengths), gradients(own, lengths), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - begin)
+    assert counts == compilations
+    torch._dynamo.reset()
+
+
+def test_on_a_gpu_rows_of_any_length_are_compiled_without_a_choice_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda run, **options: asked.append(options))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for any_length in (False, True):
+        recompute.compile_row(len, any_length)
+    strict = {"triton.mix_order_reduction_non_strict_mode": True}
+    assert asked == [{"fullgraph": True}, {"fullgraph": True, "options": strict}]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_a_learner_of_rows_of_any_length_compiles_block_and_norm_once_with_and_once_without_gradients(
+    model_folder: Path, through_the_operation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compile(run, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    settings = {"path": str(model_folder), "device": "cpu", "recompute": "matmul"}
+    compiled = Learner(model_folder, Model(**settings, compile="on"), Optimizer(), 6, any_length=True)  # type: ignore[arg-type]
+    plain = Learner(model_folder, Model(**settings, compile="off"), Optimizer(), 6)  # type: ignore[arg-type]
+    begin = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for lengths in ([9, 8, 7], [12], [5, 6]):
+        batches = pack([Sample((7,) * n, (False,) + (True,) * (n - 1)) for n in lengths], 20)
+        for found, expected in zip(compiled.logprobs(batches), plain.logprobs(batches), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        for learner in (compiled, plain):
+            learner.accumulate(batches, cross_entropy)
+        norms = [learner.update()["optim/grad_norm"] for learner in (compiled, plain)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - begin == 4
     torch._dynamo.reset()

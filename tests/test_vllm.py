@@ -4,6 +4,7 @@ test_vllm_real.py."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from pydantic import ValidationError
 
 import fake_vllm
 from motet.base.errors import UserError
-from motet.base.recipe import Chat, Engine, Model
+from motet.base.load_recipe import load
+from motet.base.recipe import Chat, Engine, Model, Rope
 from motet.base.records import Completion
+from motet.base.run import Run
 from motet.data.chat import ChatFormat
 from motet.data.pack import pack
 from motet.engine import arrival, vllm, vllm_worker
@@ -33,6 +36,8 @@ from motet.engine.vllm_process import Process
 from motet.engine.vllm_server import ServedVllm
 from motet.engine.vllm_transfer import buckets
 from motet.engine.vllm_worker import fingerprint, fingerprints, held, read_folder, sums_of_rows_and_columns
+from motet.model.rope import with_rope
+from motet.stages.context import Context
 from test_engine import as_samples, trained
 
 SAMPLING = SamplingParams(temperature=0.8, top_p=1.0, max_tokens=9)
@@ -512,6 +517,91 @@ def test_an_engine_is_kept_for_the_next_stage_and_given_its_weights(
     assert again.engine is lent.engine and again.version == 0
     assert server.weights["model.norm.weight"].equal(dict(read_folder(model_folder))["model.norm.weight"])
     lender.close()
+
+
+class Standing:
+    """An engine of this process's GPU, as far as a Lender is concerned."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.version, self.open = path, 0, True
+
+    def restart_on(self, path: str | Path) -> None:
+        self.path, self.version = path, 0
+
+    def rest(self) -> None: ...
+
+    def close(self) -> None:
+        self.open = False
+
+
+@pytest.fixture
+def lend(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> tuple[vllm.Lender, Callable[..., Any]]:
+    """A Lender of engines that do not sleep on a GPU, and its `lend`."""
+    monkeypatch.setattr(vllm, "make", lambda path, *_: Standing(path))
+    monkeypatch.setattr(vllm, "device_of", lambda _: torch.device("cuda"))
+    lender = vllm.Lender()
+
+    def lend(path: Path, **settings: Any) -> Any:
+        return lender.lend(path, Model(path=str(path), device="cpu"), chat, Engine(kind="vllm", **settings))
+
+    return lender, lend
+
+
+def test_an_engine_that_does_not_sleep_stands_for_the_next_stage_until_memory_is_asked_for(
+    lend: tuple[vllm.Lender, Callable[..., Any]], model_folder: Path, tmp_path: Path
+) -> None:
+    lender, given = lend
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    first = given(model_folder)
+    lender.give_back()  # it is in use
+    assert first.engine.open
+    first.close()
+    lender.give_back(Engine(kind="vllm"))
+    again = given(other)
+    assert again.engine is first.engine and again.engine.path == other and first.engine.open
+    again.close()
+    lender.give_back()
+    assert not first.engine.open and given(other).engine is not first.engine
+
+
+def test_an_engine_that_nobody_uses_ends_before_another_is_started(
+    lend: tuple[vllm.Lender, Callable[..., Any]], model_folder: Path
+) -> None:
+    _, given = lend
+    one, two = given(model_folder), given(model_folder, batch_size=2)
+    assert one.engine.open and two.engine.open
+    one.close()
+    given(model_folder, batch_size=3)
+    assert not one.engine.open and two.engine.open
+
+
+def test_a_kept_engine_makes_room_for_a_learner_but_for_one_that_it_samples_beside(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load(SOURCE.parent / "recipes" / "smollm2-vllm.toml", ["model.device=cpu"])
+    asked: list[Engine | None] = []
+    with Run(tmp_path / "run", console=False) as run:
+        context = Context(recipe, run, model_folder)
+        monkeypatch.setattr(vllm.Lender, "give_back", lambda _, but=None: asked.append(but))
+        context.learner("sft-1", recipe.stage["sft-1"], model_folder, 1)  # type: ignore[arg-type]
+        assert asked == []  # no engine was ever lent
+        assert context._lender is not None
+        for name in ("sft-1", "rl"):
+            context.learner(name, recipe.stage[name], model_folder, 1)  # type: ignore[arg-type]
+        context.student(model_folder)
+        context.close()
+    assert asked == [None, recipe.engine, None]
+
+
+@pytest.mark.parametrize("sleep", [0, 2])
+def test_a_model_with_other_positions_has_an_engine_of_its_own(
+    sleep: int, lend: tuple[vllm.Lender, Callable[..., Any]], model_folder: Path, tmp_path: Path
+) -> None:
+    _, given = lend
+    longer = with_rope(model_folder, Rope(kind="yarn", positions=4096), tmp_path / "longer")
+    first = given(model_folder, sleep=sleep)
+    second = given(longer, sleep=sleep)
+    assert second.engine is not first.engine and not first.engine.open
 
 
 # --- small parts ---

@@ -30,7 +30,7 @@ from motet.engine.arrival import Ledger, compare
 from motet.engine.protocol import Request, SamplingParams
 from motet.engine.vllm_worker import read_folder
 from motet.model.load import device_of
-from motet.model.rope import positions_of
+from motet.model.rope import positions_of, rotary_of
 
 if TYPE_CHECKING:
     from motet.engine.vllm_local import LocalVllm
@@ -230,28 +230,45 @@ def whole_prompts(path: str | Path, settings: Settings) -> dict[str, int]:
 
 class Lender:
     """Keeps an engine from one stage to the next: starting it takes longer than many stages. `lend` gives it with the
-    weights of a folder; the `close` of what it lends gives memory back and leaves the engine standing, where sleep mode
-    allows that or the memory is not this GPU's."""
+    weights of a folder; the `close` of what it lends gives memory back where sleep mode allows that or the memory is
+    not this GPU's. Elsewhere the engine keeps its memory until the next is lent, or until `give_back`."""
 
     def __init__(self) -> None:
         self._engines: dict[str, Vllm] = {}
         """By their settings as text: those hold tables, which have no hash."""
+        self._rotary: dict[str, Any] = {}
+        """What positions the model has that an engine was made on: it computes with these for good."""
+        self._idle: set[str] = set()
+        """Those that nobody uses and that keep memory all the same."""
 
     def lend(self, path: str | Path, model: Model, chat: ChatFormat, settings: Settings) -> Lent:
         key = settings.model_dump_json()
+        rotary = None if settings.urls else rotary_of(path)
+        if self._rotary.get(key, rotary) != rotary:
+            self._give_up(key)
         engine = self._engines.get(key)
         if engine is None:
+            self.give_back()
             engine = self._engines[key] = make(path, model, chat, settings)
+            self._rotary[key] = rotary
         elif (str(path), 0) != (str(engine.path), engine.version):
             engine.restart_on(path)
+        self._idle.discard(key)
         stays = bool(settings.sleep or settings.urls or settings.apart) or device_of(model).type == "cpu"
-        return Lent(engine, engine.rest if stays else lambda: self._give_up(key))
+        return Lent(engine, engine.rest if stays else lambda: self._idle.add(key))
+
+    def give_back(self, but: Settings | None = None) -> None:
+        """Ends the engines that nobody uses and that keep memory, but for one with these settings."""
+        for key in self._idle - {but.model_dump_json() if but is not None else ""}:
+            self._give_up(key)
 
     def close(self) -> None:
         for key in list(self._engines):
             self._give_up(key)
 
     def _give_up(self, key: str) -> None:
+        self._idle.discard(key)
+        self._rotary.pop(key, None)
         engine = self._engines.pop(key, None)
         if engine is not None:
             engine.close()

@@ -19,7 +19,6 @@ from motet.data.chat import ChatFormat
 from motet.data.conversations import read_conversations
 from motet.data.pack import Sample
 from motet.experiments import teachers_results as results
-from motet.fit.tokens import Student
 from motet.fit.traces import Trace, answer_tokens, measures, problem_key, sample_of, structure
 from motet.model.rope import positions_of
 from motet.stages.context import Context
@@ -267,7 +266,7 @@ def _scored(
         known = {row["key"]: row for row in journal.rows if row["student"] == mark}
         todo = {t.key: t for group in traces.values() for t in group if t.key not in known}
         if todo:
-            reader, ordered = Student(student, context.recipe.model), list(todo.values())
+            reader, ordered = context.student(student), list(todo.values())
             starts = range(0, len(ordered), READ_AT_ONCE)
             for start in progress(starts, len(starts), "the student reads"):
                 part = ordered[start : start + READ_AT_ONCE]
@@ -295,7 +294,7 @@ def _examples(
     """One problem's trace of each teacher, token by token: {name: {"prompt", "tokens": [[text, surprisal, rank]]}}."""
     chosen = {name: next(t for t in group if t.problem == problem) for name, group in traces.items()}
     samples = [sample_of(trace, context.chat) for trace in chosen.values()]
-    said = dict(Student(student, context.recipe.model).read(samples, max_tokens))
+    said = dict(context.student(student).read(samples, max_tokens))
     found = {}
     for index, (name, trace) in enumerate(chosen.items()):
         tokens = _texts(samples[index], context.chat)[:SHOWN]

@@ -6,6 +6,7 @@ gather a block's weights before it runs and free them after.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,23 +33,24 @@ def is_compiled(config: Model, on_gpu: bool) -> bool:
     return wanted and config.recompute != "offload"
 
 
-def prepare(model: Any, config: Model, device: torch.device) -> Keeping | None:
+def prepare(model: Any, config: Model, device: torch.device, any_length: bool = False) -> Keeping | None:
     """The one place where a block's recomputation and compilation are chosen; afterwards it may be sharded. Returns
-    what chooses for each row, where the recipe leaves it open and there is a device's memory to choose by."""
+    what chooses for each row, where the recipe leaves it open and there is a device's memory to choose by.
+    `any_length`: rows will be of many lengths."""
     blocks = blocks_of(model)
     on_gpu = device.type == "cuda"
     compiled = is_compiled(config, on_gpu)
     keeping = None
     if config.recompute != "auto":
-        recompute.apply(blocks, config.recompute, compiled)
+        recompute.apply(blocks, config.recompute, compiled, any_length=any_length)
     elif on_gpu:
         keeping = Keeping(blocks, model, device, getattr(torch, config.dtype), compiled)
-        recompute.apply(blocks, keeping, compiled)
+        recompute.apply(blocks, keeping, compiled, any_length=any_length)
     else:
-        recompute.apply(blocks, "none", compiled)
+        recompute.apply(blocks, "none", compiled, any_length=any_length)
     norm = getattr(model.base_model, "norm", None)
     if compiled and norm is not None:
-        norm.forward = torch.compile(norm.forward)
+        norm.forward = partial(recompute.compile_row(type(norm).forward, any_length), norm)
     elif config.recompute == "offload" and norm is not None:
         tile(norm)
     return keeping

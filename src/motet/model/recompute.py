@@ -13,26 +13,26 @@ Policies work per operation (`torch.utils.checkpoint.create_selective_checkpoint
 is computed again is computed by the same operations from the same inputs.
 
 A block's forward pass is replaced on the instance, so parameters keep their names and hooks on the module stay outside.
-One compiled function serves all blocks of a policy. Its first two lengths of a row compile it twice, the second time
-for every length; then a new length is free. `fullgraph`: what cannot be compiled raises, and so does the end of
-dynamo's patience with recompilations, which otherwise turns into running uncompiled without a word.
+One compiled function serves all blocks of a policy, once with and once without gradients. It is compiled for every
+number of documents. Its first length of a row compiles it for that length, and the second for every length; where rows
+are known to differ (`any_length`) the first compiles it for every length. Then a new length is free. `fullgraph`: what
+cannot be compiled raises, and so does the end of dynamo's patience with recompilations, which otherwise turns into
+running uncompiled without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from motet.model import packed  # noqa: F401  # defines torch.ops.motet.attend
 from motet.model.hosted import Hosted
+from motet.model.kernels import Documents
 from motet.model.offload import Host, in_tiles, offloaded
-
-if TYPE_CHECKING:
-    from motet.model.kernels import Documents
 
 Policy = Literal["none", "matmul", "hosted", "attention", "full", "offload"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -61,21 +61,59 @@ def apply(
     policies: Sequence[Policy] | Policy | Chooser,
     compiled: bool = False,
     tile: int | None = None,
+    any_length: bool = False,
 ) -> None:
     """Replaces each block's forward pass. `policies`: one for all blocks, or one for each, or what chooses them for a
     row. Without gradients nothing is kept, whatever the policy. What "offload" runs is never compiled: where it is
-    needed, attention is nearly all of the time. `tile`: tokens of a tile of an offloaded block's row."""
+    needed, attention is nearly all of the time. `tile`: tokens of a tile of an offloaded block's row. `any_length`:
+    rows will be of many lengths."""
     if isinstance(policies, str):
         if policies == "none" and not compiled:
             return
         policies = [policies] * len(blocks)
     runs: dict[Policy, Callable[..., Any]] = dict(_RUNS)
     if compiled:
-        runs = {policy: torch.compile(run, fullgraph=True) for policy, run in _RUNS.items()}
+        runs = {policy: compile_row(run, any_length) for policy, run in _RUNS.items()}
         runs["hosted"] = runs["matmul"]
     row = _Row(runs, policies, Host(tile))
     for index, block in enumerate(blocks):
         block.forward = partial(row.run, index, block)
+
+
+def compile_row(run: Callable[..., Any], any_length: bool) -> Callable[..., Any]:
+    """`run`, compiled, whose first two arguments are a module and the row's hidden states [1, T, D]."""
+    compiled = torch.compile(run, fullgraph=True, **_options(any_length))
+
+    def marked(module: torch.nn.Module, hidden_1TD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        _mark(hidden_1TD, [hidden_1TD, *args, *kwargs.values()], any_length)
+        return compiled(module, hidden_1TD, *args, **kwargs)
+
+    return marked
+
+
+def _options(any_length: bool) -> dict[str, Any]:
+    """On a GPU the row's size decides (from 5 x 2^20 values and 4,096 tokens on), with a guard, if one kernel makes
+    both gradients of a norm: rows on both sides are compiled twice. Here it always does."""
+    if not (any_length and torch.cuda.is_available()):
+        return {}
+    from torch._inductor import config  # takes seconds
+
+    name = "mix_order_reduction_non_strict_mode"
+    return {"options": {f"triton.{name}": True}} if hasattr(config.triton, name) else {}
+
+
+def _mark(hidden_1TD: torch.Tensor, values: Iterable[Any], any_length: bool) -> None:
+    """Tells dynamo which sizes are the row's alone. Where one of two tensors with a token in each place is not marked,
+    their product makes the length of both a constant."""
+    mark = torch._dynamo.maybe_mark_dynamic
+    for value in values:
+        if isinstance(value, Documents):
+            mark(value.starts, 0)
+            mark(value.starts_host, 0)
+        elif any_length:
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, torch.Tensor) and one.shape[:2] == hidden_1TD.shape[:2]:
+                    mark(one, 1)
 
 
 class _Row:

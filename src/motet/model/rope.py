@@ -21,12 +21,15 @@ from motet.base.recipe import Rope
 
 def positions_of(path: str | Path) -> int | None:
     """How many positions a model has; None where its configuration does not say."""
-    check_folder(path)
-    try:
-        positions: int | None = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a model ({str(error).splitlines()[0]})") from error
+    positions: int | None = getattr(_config(path), "max_position_embeddings", None)
     return positions
+
+
+def rotary_of(path: str | Path) -> tuple[int | None, Any]:
+    """What a model's configuration says of its positions: where two models of a run agree, they differ in weights
+    alone."""
+    config = _config(path)
+    return getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
 
 
 def require_positions(stage: str, key: str, tokens: int, path: str | Path) -> None:
@@ -80,6 +83,14 @@ def changed(config: dict[str, Any], rope: Rope, name: str) -> dict[str, Any]:
         parameters["partial_rotary_factor"] = before["partial_rotary_factor"]
     kept = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta")}
     return {**kept, "rope_parameters": parameters, "max_position_embeddings": rope.positions}
+
+
+def _config(path: str | Path) -> Any:
+    check_folder(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a model ({str(error).splitlines()[0]})") from error
 
 
 def _local(path: str | Path) -> Path:

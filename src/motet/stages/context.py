@@ -12,13 +12,14 @@ from weakref import WeakSet
 from motet.base import jsonl
 from motet.base.errors import UserError
 from motet.base.recipe import Engine as EngineConfig
-from motet.base.recipe import FilterStage, Mix, Recipe, TrainingStage
+from motet.base.recipe import FilterStage, Mix, Recipe, RlStage, TrainingStage
 from motet.base.recipe.names import nearest, unknown_name
 from motet.base.records import Problem, decode_problem, seed_of
 from motet.base.run import Run, log
 from motet.data.chat import ChatFormat
 from motet.data.mix import Mixture, Part, weight_of
 from motet.engine.protocol import Engine
+from motet.fit.tokens import Student
 from motet.model.load import load_tokenizer
 from motet.model.rope import positions_of
 from motet.rl.rollouts import Sampler
@@ -170,6 +171,7 @@ class Context:
         return Pool(config.workers, *limits, quarantine, memory_bytes=config.memory_mb << 20)
 
     def learner(self, stage: str, config: TrainingStage, model: Path | str, total_steps: int) -> Learner:
+        self._make_room(self.recipe.engine if isinstance(config, RlStage) else None)  # which samples beside it
         return Learner(
             model,
             self.recipe.model,
@@ -180,13 +182,20 @@ class Context:
             world=self.world,
             notes=self.folder(stage),
             seed=seed_of(self.recipe.seed, stage, "adapters"),
+            any_length=isinstance(config, RlStage),
         )
 
     def reference(self, stage: str, config: TrainingStage, model: Path | str) -> Learner:
         """The weights that a stage starts from, for their log-probabilities alone: without adapters, and without the
         float32 copies that an optimizer would step on."""
         plain = self.recipe.model.model_copy(update={"weights": self.recipe.model.dtype})
-        return Learner(model, plain, config.optimizer, 1, None, self.recipe.mesh, self.world, self.folder(stage))
+        return Learner(
+            model, plain, config.optimizer, 1, None, self.recipe.mesh, self.world, self.folder(stage), any_length=True
+        )
+
+    def student(self, model: Path | str) -> Student:
+        self._make_room()
+        return Student(model, self.recipe.model)
 
     def sampler(self, model: Path | str, engine: EngineConfig | None = None) -> Sampler:
         """An engine on `model` (a teacher may be elsewhere), with the chat format and the pool of verifiers."""
@@ -225,7 +234,13 @@ class Context:
             return self._lender.lend(model, self.recipe.model, chat, config)
         from motet.engine.transformers import TransformersEngine
 
+        self._make_room()
         return TransformersEngine(model, self.recipe.model, chat, config.batch_size)
+
+    def _make_room(self, but: EngineConfig | None = None) -> None:
+        """Engines that were kept for a later stage give their memory back, but for one."""
+        if "_lender" in self.__dict__:
+            self._lender.give_back(but)
 
     @cached_property
     def _lender(self) -> Lender:

@@ -32,7 +32,7 @@ READ_AT_ONCE = 64
 def run(name: str, config: FilterStage, context: Context, model: Path | str) -> None:
     folder = context.folder(name)
     chosen = _chosen(name, config, context)
-    student = Student(model, context.recipe.model)
+    student = context.student(model)
     rows: list[Measured] = []
     starts = range(0, len(chosen), READ_AT_ONCE)
     for start in progress(starts, len(starts), name):

@@ -61,14 +61,16 @@ class Learner:
         world: World | None = None,
         notes: Path | None = None,
         seed: int = 1,
+        any_length: bool = False,
     ) -> None:
         """`total_steps` optimizer steps shape the learning rate's schedule; `notes` is where batches with a loss or
-        gradient that is not finite are written; `seed` is of the adapters' first values."""
+        gradient that is not finite are written; `seed` is of the adapters' first values. `any_length`: rows will be of
+        many lengths, so blocks are compiled for all of them at once, not for the first one first."""
         self.device = device_of(model)
         self.version = 0
         """How often the weights have been updated."""
         self.lora = lora
-        self._path, self._notes, self._seed = path, notes, seed
+        self._path, self._notes, self._seed, self._any_length = path, notes, seed, any_length
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._weights_dtype: torch.dtype = getattr(torch, model.weights)
         self._config, self._total_steps = optimizer, total_steps
@@ -302,7 +304,7 @@ class Learner:
         if getattr(self.model.get_output_embeddings(), "bias", None) is not None:
             raise UserError(f"{self._path}: the head has a bias, which motet does not support yet")
         values = adapters.inject(self.model, self.lora, self._seed) if self.lora is not None else {}
-        self._keeping = blocks.prepare(self.model, model, self.device)
+        self._keeping = blocks.prepare(self.model, model, self.device, self._any_length)
         self.model.train()  # checkpointing asks for it
         return values
 
