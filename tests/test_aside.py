@@ -12,7 +12,7 @@ import torch
 from motet.base.errors import UserError
 from motet.base.recipe import Model, Optimizer
 from motet.data.pack import Sample, pack
-from motet.model import offload
+from motet.model import offload, pinned
 from motet.train import aside
 from motet.train.checkpoint import Checkpoints
 from motet.train.learner import Learner
@@ -28,7 +28,7 @@ DEVICES = [
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that most moments lie in several."""
-    monkeypatch.setattr(aside, "PIECE", 1000)
+    monkeypatch.setattr(pinned, "PIECE", 1000)
 
 
 def make(folder: Path, device: str, offload: Any, **more: Any) -> Learner:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from motet.model import attention, hosted, packed, recompute
+from motet.model import attention, hosted, packed, pinned, recompute
 from motet.model.footprint import BEHIND, Compute, Row, Sizes, block_bytes, choose, hosted_places, peak_of
 from motet.model.kernels import Documents
 
@@ -19,9 +19,8 @@ DEVICES = [
 ]
 LAYERS = 7
 POLICIES: list[recompute.Policy] = ["hosted", "matmul", "hosted", "matmul", "matmul", "hosted", "hosted"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning:torch"
-)  # dynamo looks at every attribute of what it traces
+# dynamo looks at every attribute of what it traces
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def compiled_without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     compile = torch.compile
     monkeypatch.setattr(attention, "attend", attend)
     monkeypatch.setattr(torch, "compile", lambda run, **options: compile(run, backend="aot_eager", **options))
-    monkeypatch.setattr(hosted, "PIECE", 1000)  # so that most tensors lie in several
+    monkeypatch.setattr(pinned, "PIECE", 1000)  # so that most tensors lie in several
     monkeypatch.setattr(hosted, "LEAST", 8)
     torch._dynamo.reset()
     yield

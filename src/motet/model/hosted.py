@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from motet.model import pinned
 from motet.model.footprint import BEHIND
-from motet.model.offload import PIECE
 
 LEAST = 256
 """Values of each token from which on a tensor is worth a copy; norms' deviations and log-sum-exps stay."""
@@ -81,8 +81,11 @@ class Hosted:
 
     def _leave(self, block: weakref.WeakSet[_Away]) -> None:
         stream = self._after_the_queue(next(iter(block)).own) if block else None
+        missing = sum(one.count for one in block) - len(self._free)
+        if missing > 0:
+            self._free += pinned.pieces(missing, stream is not None)
         for one in block:
-            one.pieces = [self._piece(one.own) for _ in range(-(-one.own.nbytes // PIECE))]
+            one.pieces = [self._free.pop() for _ in range(one.count)]
             with torch.cuda.stream(stream):
                 for piece, part in one.parts(one.own):
                     piece.copy_(part, non_blocking=True)
@@ -106,11 +109,6 @@ class Hosted:
         self._stream.wait_stream(torch.cuda.current_stream())
         return self._stream
 
-    def _piece(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._free:
-            return self._free.pop()
-        return torch.empty(PIECE, dtype=torch.uint8, pin_memory=tensor.is_cuda)
-
 
 class _Away:
     """One tensor's bytes: on the device until it is let go, in pieces of host memory, and back when asked for."""
@@ -124,6 +122,11 @@ class _Away:
         self.ready: torch.cuda.Event | None = None
         self._free = free
 
+    @property
+    def count(self) -> int:
+        """Pieces that it fills."""
+        return -(-self.size * self.dtype.itemsize // pinned.PIECE)
+
     def let_go(self) -> None:
         """What is queued from now on may use its memory."""
         if self.own is not None and self.left is not None:
@@ -132,8 +135,8 @@ class _Away:
 
     def parts(self, tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         flat = tensor.view(torch.uint8)
-        for piece, start in zip(self.pieces, range(0, flat.numel(), PIECE), strict=True):
-            part = flat[start : start + PIECE]
+        for piece, start in zip(self.pieces, range(0, flat.numel(), pinned.PIECE), strict=True):
+            part = flat[start : start + pinned.PIECE]
             yield piece[: part.numel()], part
 
     def __del__(self) -> None:

@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 
-from motet.model import attention
+from motet.model import attention, pinned
 from motet.model.footprint import TILE
 from motet.model.halves import Halves
 
-PIECE = 2**27
-"""Bytes of a pinned buffer. A power of two: torch rounds a pinned buffer's size up to the next one, which for an input
-of 2.1 GiB would take 4."""
 SPARED = 6 * 2**30
 """Bytes of host memory that are left alone."""
 
@@ -55,11 +52,11 @@ class Host:
 
     def put(self, index: int, hidden: torch.Tensor) -> None:
         pieces = self._pieces.setdefault(index, [])
-        missing = -(-hidden.nbytes // PIECE) - len(pieces)
-        if not hidden.is_cuda or (missing > 0 and missing * PIECE > host_memory() - SPARED):
+        missing = -(-hidden.nbytes // pinned.PIECE) - len(pieces)
+        if not hidden.is_cuda or (missing > 0 and missing * pinned.PIECE > host_memory() - SPARED):
             self._held[index] = hidden
             return
-        pieces += [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(missing)]
+        pieces += pinned.pieces(missing, on_gpu=True)
         self._held[index] = hidden.shape, hidden.dtype
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
@@ -121,7 +118,7 @@ def host_memory(root: Path = Path("/")) -> int:
 def _cut(x: torch.Tensor) -> list[torch.Tensor]:
     """Its bytes, by pieces."""
     flat = x.view(-1).view(torch.uint8)
-    return [flat[start : start + PIECE] for start in range(0, flat.numel(), PIECE)]
+    return [flat[start : start + pinned.PIECE] for start in range(0, flat.numel(), pinned.PIECE)]
 
 
 class _Offloaded(torch.autograd.Function):

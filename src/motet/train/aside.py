@@ -15,7 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from motet.base.errors import UserError
-from motet.model.offload import PIECE, SPARED, host_memory
+from motet.model import pinned
+from motet.model.offload import SPARED, host_memory
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 State = Mapping[Any, dict[str, Any]]
@@ -93,9 +94,7 @@ class Aside:
                 self._places[parameter] = [total, total + parameter.nbytes]
                 total += 2 * parameter.nbytes
         self._on_gpu = any(parameter.is_cuda for parameter in self._places)
-        self._pieces = [
-            torch.empty(PIECE, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(-(-total // PIECE))
-        ]
+        self._pieces = pinned.pieces(-(-total // pinned.PIECE), self._on_gpu)
         self._stream = torch.cuda.Stream() if self._on_gpu else None  # type: ignore[no-untyped-call,unused-ignore]
         self._away: set[torch.Tensor] = set()
 
@@ -161,8 +160,8 @@ class Aside:
         flat = tensor.view(-1).view(torch.uint8)
         found, done = [], 0
         while done < flat.numel():
-            index, begin = divmod(place + done, PIECE)
-            count = min(PIECE - begin, flat.numel() - done)
+            index, begin = divmod(place + done, pinned.PIECE)
+            count = min(pinned.PIECE - begin, flat.numel() - done)
             found.append((self._pieces[index][begin : begin + count], flat[done : done + count]))
             done += count
         return found
