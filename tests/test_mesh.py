@@ -20,7 +20,7 @@ from motet.base.errors import Elsewhere, UserError
 from motet.base.recipe import Lora, Mesh, Optimizer
 from motet.data.pack import pack
 from motet.doctor.finding import apart
-from motet.model import kernels, offload, packed, ulysses
+from motet.model import hosted, kernels, offload, packed, pinned, ulysses
 from motet.train.checkpoint import Checkpoints
 from motet.train.losses import cross_entropy
 from motet.train.mesh import Shape, deal, resolve
@@ -61,15 +61,17 @@ def in_bfloat16(axes: Axes, weights: str, world: World, folder: Path) -> Any:
     return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
 
-def compiled(axes: Axes, name: str, world: World, folder: Path) -> Any:
+def compiled(axes: Axes, name: str, policy: str, world: World, folder: Path) -> Any:
     """Blocks compiled as on a GPU, with its attention operation, by a backend that needs no compiler of C++."""
     compile, plain = torch.compile, partial(packed.attend, kernel="plain")
     with (
         mock.patch.object(torch, "compile", lambda run, **options: compile(run, backend="aot_eager", **options)),
         mock.patch.object(kernels, "_bucketed", lambda q, k, v, d, _: plain(q, k, v, d.starts, d.starts_host, 0.5)),
+        mock.patch.object(hosted, "LEAST", 4),  # what is hosted leaves in small pieces
+        mock.patch.object(pinned, "PIECE", 100),
     ):
         settings = {k: v for k, v in OPTIONS[name].items() if k == "lora"}
-        model = {"compile": "on", "recompute": "attention"}
+        model = {"compile": "on", "recompute": policy}
         own = learner(folder / "model", world, mesh_of(axes), model=model, **settings)
         return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
@@ -272,9 +274,12 @@ def test_in_bfloat16_a_mesh_is_as_near_to_one_process_as_rounding_allows(
 @pytest.mark.slow
 def test_compiled_blocks_with_an_exchange_inside_have_the_gradients_of_plain_ones(tmp_path: Path) -> None:
     mesh_worker.make_model(tmp_path / "model")
-    names = ("blocks recomputed", "adapters")
-    runs = mesh_worker.run(2, [(2, partial(compiled, (1, 1, 2), name)) for name in names], tmp_path)
-    for name, found in zip(names, runs, strict=True):
+    cases: list[tuple[Axes, str, str]] = [
+        ((1, 1, 2), "blocks recomputed", "attention"), ((1, 1, 2), "adapters", "attention"),
+        ((1, 1, 2), "blocks recomputed", "hosted"), ((1, 2, 1), "adapters", "hosted"),
+    ]  # fmt: skip
+    runs = mesh_worker.run(2, [(2, partial(compiled, *case)) for case in cases], tmp_path)
+    for (_, name, _), found in zip(cases, runs, strict=True):
         settings = {k: v for k, v in OPTIONS[name].items() if k == "lora"}
         alone = learner(tmp_path / "model", World(), Mesh(), **settings)
         expected = mesh_worker.gradients_of(alone, pack(mesh_worker.samples(UNEVEN), 30), False)
