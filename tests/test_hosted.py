@@ -109,8 +109,8 @@ def sizes() -> Sizes:
 
 def test_blocks_are_as_far_apart_as_their_copies_take() -> None:
     """1.7B, 64K tokens: a block keeps 2 x (2 x 2,048 + 2 x 2,048 + 2 x 1,024 + 12,288) + 64 = 45,120 bytes a token, in
-    whose time on the link the device does 541e6 operations. A block's forward pass is 2 x 50.3e6 + 2 x 2,048 x 65,536 =
-    369e6 of them: every second block may leave. Of documents of 8K it is 134e6: every fifth."""
+    whose time on a link of 50 GB/s a device of 600 TFLOP/s does 541e6 operations. A block's forward pass is 2 x 50.3e6
+    + 2 x 2,048 x 65,536 = 369e6 of them: every second block may leave. Of documents of 8K it is 134e6: every fifth."""
     compute, row = Compute(2, compiled=True), Row(65536, 65536)
     assert block_bytes(sizes(), compute).kept["matmul"] == 45_120
     assert hosted_places(sizes(), compute, row, 1 << 40) == list(range(0, 25, 2))
@@ -118,6 +118,7 @@ def test_blocks_are_as_far_apart_as_their_copies_take() -> None:
     assert hosted_places(sizes(), compute, packed, 1 << 40) == [0, 5, 10, 15, 20]
     assert hosted_places(sizes(), compute, row, 7 * 45_120 * 65536) == [0, 2, 4, 6, 8, 10, 12]
     assert hosted_places(sizes(), Compute(2, compiled=False), row, 1 << 40) == []
+    assert hosted_places(sizes(), Compute(2, compiled=True, link=12e9), row, 1 << 40) == [0, 7, 14, 21]
 
 
 def test_blocks_are_hosted_before_products_are_computed_again() -> None:

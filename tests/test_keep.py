@@ -101,6 +101,12 @@ def test_room_is_what_others_leave_or_the_share_that_was_set(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+def test_the_link_to_host_memory_is_as_fast_as_a_bus_can_be() -> None:
+    assert 1e9 < keep.link(torch.device("cuda")) < 1e12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
 def test_what_is_in_use_is_what_torch_says() -> None:
     device = torch.device("cuda")
     one, _ = torch.empty(2**24, device=device), torch.empty(2**26, device=device)

@@ -28,9 +28,9 @@ LADDER: tuple[Policy, ...] = ("none", "matmul", "attention", "full")
 in host memory."""
 BEHIND = 3
 """Blocks after which what a hosted one keeps has left the device; of the last ones it does not leave."""
-WORK_OF_A_BYTE = 12_000
-"""Operations of a device while its link to host memory carries a byte: 600 TFLOP/s and 50 GB/s (H100, PCIe 5; cards
-and links of the generation before have nearly the same ratio)."""
+SPEED, LINK = 600e12, 50e9
+"""Of an H100: operations a second in attention and products, and bytes a second to host memory or back. A slower device
+has more time for a copy than is counted on; how fast its link is, is measured (model/keep.py)."""
 MARGIN = 0.08
 """Share of a device's memory that is left alone: the context, libraries' buffers, holes between tensors."""
 TILE = 8192
@@ -121,6 +121,8 @@ class Compute:
     """Of adapters on every linear layer; 0: none."""
     host: bool = True
     """What is offloaded or hosted leaves the device."""
+    link: float = LINK
+    """Bytes a second to host memory and back."""
 
 
 @dataclass(frozen=True)
@@ -384,8 +386,8 @@ def hosted_places(sizes: Sizes, compute: Compute, row: Row, host_room: int) -> l
         return []
     size = block_bytes(sizes, compute).kept["matmul"]
     work = 2 * sizes.block + 2 * sizes.heads * sizes.head * (row.attended or row.tokens * compute.sp)
-    apart = -(-size * WORK_OF_A_BYTE // work)
-    return list(range(0, sizes.layers - BEHIND, int(apart)))[: host_room // (size * row.tokens)]
+    apart = math.ceil(size / compute.link * SPEED / work)
+    return list(range(0, sizes.layers - BEHIND, apart))[: host_room // (size * row.tokens)]
 
 
 def with_hosted(policies: list[Policy], places: Sequence[int]) -> list[Policy]:

@@ -7,6 +7,8 @@ The prediction is corrected by the peak that the first rows in fact had.
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +16,8 @@ from typing import Any
 
 import torch
 
-from motet.model.footprint import MARGIN, Compute, Row, Sizes, Training, choose, peak_of, state_of
+from motet.model import pinned
+from motet.model.footprint import LINK, MARGIN, Compute, Row, Sizes, Training, choose, peak_of, state_of
 from motet.model.kernels import Documents
 from motet.model.offload import SPARED, host_memory
 from motet.model.recompute import Policy
@@ -62,9 +65,7 @@ class Keeping:
     def spread(self, training: Training, sp: int) -> None:
         """The state is cut over processes, and `sp` of them share a row."""
         self._spread = training
-        self._compute = Compute(
-            self._compute.element, self._compute.compiled, sp, self._compute.kernel, self._compute.rank
-        )
+        self._compute = replace(self._compute, sp=sp)
 
     def begin(self, place: int, rounds: int) -> None:
         """Row `place` of the `rounds` that this process works on in a step is next."""
@@ -80,6 +81,7 @@ class Keeping:
             row = replace(row, attended=sum(n * n for n in documents.lengths) / sum(documents.lengths))
         if self._host_room is None:
             self._host_room = self.agree(host_room(host_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            self._compute = replace(self._compute, link=self.agree(link(self._device)))
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
         predicted = peak_of(self.sizes, self._compute, row, policies).total + waiting
@@ -121,6 +123,23 @@ def host_room(memory: int, processes: int) -> int:
     """Bytes of host memory, of which `memory` are to be had, that one of the processes of a machine takes for what its
     blocks keep: together they take half."""
     return max(0, memory - SPARED) // 2 // processes
+
+
+def link(device: torch.device) -> int:
+    """Bytes a second from a GPU to host memory, with what else goes on at the time: all processes of a machine ask at
+    once."""
+    if device.type != "cuda":
+        return int(LINK)
+    (piece,) = pinned.pieces(1, on_gpu=True)
+    own = torch.empty(piece.numel(), dtype=torch.uint8, device=device)
+    seconds = []
+    for _ in range(3):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        piece.copy_(own, non_blocking=True)
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return int(piece.numel() / statistics.median(seconds))
 
 
 def _in_use(device: torch.device) -> tuple[int, int, int]:
