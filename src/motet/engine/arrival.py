@@ -18,7 +18,7 @@ from motet.base.records import Completion, Message
 from motet.data.chat import ChatFormat
 from motet.data.pack import Batch, Sample, pack
 from motet.engine.protocol import Engine, Request, SamplingParams
-from motet.engine.vllm_worker import HEAD, fingerprint
+from motet.engine.vllm_worker import HEAD, Fingerprints
 
 PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "What is 12 + 7?"},
@@ -36,7 +36,9 @@ class Ledger:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._fingerprints: dict[str, torch.Tensor] = {}
+        self._found = Fingerprints()
+        self._tied_to = ""
+        """The table that a head is tied to, which is sent once."""
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def through(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -45,22 +47,19 @@ class Ledger:
         table, home = "", torch.empty(0)  # the embedding is held: another tensor cannot come to lie where it lies
         for name, tensor in weights:
             if name == HEAD and table and tensor.data_ptr() == home.data_ptr():
-                self._fingerprints[name], self.shapes[name] = self._fingerprints[table], self.shapes[table]
                 continue
             if name.endswith("embed_tokens.weight"):
                 table, home = name, tensor
             cast = tensor.detach().to(self._dtype)
-            self._fingerprints[name] = fingerprint(cast)
+            self._found.add(name, cast)
             self.shapes[name] = tuple(cast.shape)
             yield name, cast
-        if table and HEAD not in self.shapes:  # a checkpoint without a head has it tied
-            self._fingerprints[HEAD], self.shapes[HEAD] = self._fingerprints[table], self.shapes[table]
+        if table and HEAD not in self.shapes:  # the same tensor, or a checkpoint without a head, which has it tied
+            self._tied_to, self.shapes[HEAD] = table, self.shapes[table]
 
     def expected(self) -> dict[str, str]:
-        if not self._fingerprints:
-            return {}
-        rows = torch.stack(list(self._fingerprints.values())).cpu().tolist()
-        return {n: "".join(f"{v % 2**64:016x}" for v in row) for n, row in zip(self._fingerprints, rows, strict=True)}
+        words = self._found.words()
+        return words | {HEAD: words[self._tied_to]} if self._tied_to else words
 
 
 def compare(expected: Mapping[str, str], found: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -2,8 +2,8 @@
 
 `Arrival` is mixed into vLLM's worker (`--worker-extension-cls`), so its methods answer `collective_rpc`. This file
 needs the standard library and torch alone, because a server lives in an environment of its own that has no motet;
-vllm_draw.py beside it, where it is, draws tokens faster. As a program it starts such a server with everything that
-motet asks of one::
+vllm_draw.py and vllm_fingerprints.py beside it, where they are, do two things faster. As a program it starts such a
+server with everything that motet asks of one::
 
     python vllm_worker.py serve MODEL --port 8000
 """
@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ HEAD = "lm_head.weight"
 MODULE = "motet_vllm"
 """Under this name a server imports a copy of this file."""
 PARENT = "MOTET_DIES_WITH_PARENT"
+BESIDE = ("_draw", "_fingerprints")
+BATCH = 1 << 26
+"""Bytes of tensors whose fingerprints are made at once: those on their way to an engine are held for it."""
 _CHUNK = 1 << 24
 """Elements that are widened to 64 bits at a time."""
 _BITS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
@@ -91,11 +95,16 @@ class Arrival:
 
 def draw_at_once() -> str:
     try:
-        module = import_module(f"{__name__.removesuffix('_worker')}_draw")
+        module = _beside("_draw")
     except ImportError as error:
         return str(error)
     found: str = module.install()
     return found
+
+
+def _beside(suffix: str) -> Any:
+    """The module that lies beside this one, under whatever name this one was imported."""
+    return import_module(f"{__name__.removesuffix('_worker')}{suffix}")
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -166,18 +175,65 @@ def read_back(layer: Any, like: torch.Tensor) -> torch.Tensor:
         return answer.T.contiguous()
 
 
+class Fingerprints:
+    """Of tensors by name. On a GPU they are made many at once, so tensors are held until BATCH bytes are there."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._waiting: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        self._names.append(name)
+        if _at_once(tensor.device.type) is None:
+            self._make()
+            self._sums.append(fingerprint(tensor)[None])
+            return
+        if self._waiting and (self._waiting[0].device, self._waiting[0].dtype) != (tensor.device, tensor.dtype):
+            self._make()
+        self._waiting.append(tensor)
+        if sum(waiting.nbytes for waiting in self._waiting) >= BATCH:
+            self._make()
+
+    def words(self) -> dict[str, str]:
+        """Fetched from the device all at once."""
+        import torch
+
+        if not self._names:
+            return {}
+        self._make()
+        rows = torch.cat(self._sums).cpu().tolist()
+        return {n: "".join(f"{value % 2**64:016x}" for value in row) for n, row in zip(self._names, rows, strict=True)}
+
+    def _make(self) -> None:
+        if self._waiting:
+            together = _at_once(self._waiting[0].device.type)
+            assert together is not None
+            self._sums.append(together(self._waiting))
+            self._waiting = []
+
+
 def fingerprints(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
-    """One fingerprint a name, fetched from the device all at once."""
+    """One fingerprint a name."""
+    found = Fingerprints()
+    for name, tensor in tensors:
+        found.add(name, tensor)
+    return found.words()
+
+
+@cache
+def _at_once(device: str) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+    """`fingerprint` of many tensors, [N, 2]; None on a CPU, and where the kernel cannot be made or says otherwise."""
     import torch
 
-    names, sums = [], []
-    for name, tensor in tensors:
-        names.append(name)
-        sums.append(fingerprint(tensor))
-    if not names:
-        return {}
-    rows = torch.stack(sums).cpu().tolist()
-    return {name: "".join(f"{value % 2**64:016x}" for value in row) for name, row in zip(names, rows, strict=True)}
+    if device == "cpu":
+        return None
+    trial = torch.arange(-3000, 3000, dtype=torch.int16, device=device).view(3, 2000)
+    try:
+        found: Callable[[Sequence[torch.Tensor]], torch.Tensor] = _beside("_fingerprints").at_once
+        return found if found([trial])[0].equal(fingerprint(trial)) else None
+    except Exception:  # whatever its compiler raises, the slow way is there
+        return None
 
 
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
@@ -234,9 +290,10 @@ def main(arguments: Sequence[str]) -> None:
     arguments = arguments[1:]
     folder = Path(tempfile.mkdtemp(prefix="motet-vllm-"))
     shutil.copy(__file__, folder / f"{MODULE}.py")
-    beside = Path(__file__).with_name("vllm_draw.py")
-    if beside.exists():
-        shutil.copy(beside, folder / f"{MODULE}_draw.py")
+    for suffix in BESIDE:
+        beside = Path(__file__).with_name(f"vllm{suffix}.py")
+        if beside.exists():
+            shutil.copy(beside, folder / f"{MODULE}{suffix}.py")
     wanted = {
         "--worker-extension-cls": f"{MODULE}.Arrival",
         "--logprobs-mode": "processed_logprobs",
