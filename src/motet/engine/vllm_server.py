@@ -7,6 +7,7 @@ that it had not answered go back to the queue: none is lost, none counted twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import tempfile
@@ -87,6 +88,8 @@ class ServedVllm(Vllm):
         self.servers = []
         self._transport.close()
         self._files.close()
+        with contextlib.suppress(OSError):  # logs stay
+            self._folder.rmdir()
 
     def _sample(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[tuple[int, Completion]]:
         work = _Work(requests, sampling)
