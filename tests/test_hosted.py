@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,10 +102,32 @@ def test_pieces_of_host_memory_are_used_again_also_after_a_row_without_a_backwar
     assert {piece.data_ptr() for piece in held._free} == pieces
 
 
-def sizes() -> Sizes:
+def test_tensors_of_a_block_lie_one_after_the_other() -> None:
+    own, held = prepared("cpu", POLICIES)
+    value = loss(own, [40])
+    for block in held._blocks.values():
+        (pieces,) = {one.pieces for one in block}
+        assert pieces is not None and len(pieces.own) == -(-sum(one.nbytes for one in block) // 1000)
+        begins = sorted((one.start, one.nbytes) for one in block)
+        assert [start for start, _ in begins] == [sum(size for _, size in begins[:n]) for n in range(len(begins))]
+    value.backward()
+
+
+def test_memory_of_a_tensor_that_is_dropped_on_its_way_back_waits_for_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_event=waited.append))
+    one: Any = hosted._Away(torch.zeros(4))
+    one.left, one.ready = "left", "ready"
+    one.let_go()
+    assert waited == ["left"]
+    del one
+    assert waited == ["left", "ready"]
+
+
+def sizes(layers: int = 28) -> Sizes:
     """Qwen3 of 1.7B."""
     block = 2048 * (4096 + 2048 + 3 * 6144) + 2 * 2048 + 2 * 128
-    return Sizes(28, 2048, 16, 8, 128, 6144, 151_936, True, True, True, block, 2048)
+    return Sizes(layers, 2048, 16, 8, 128, 6144, 151_936, True, True, True, block, 2048)
 
 
 def test_blocks_are_as_far_apart_as_their_copies_take() -> None:
@@ -134,6 +157,22 @@ def test_blocks_are_hosted_before_products_are_computed_again() -> None:
     less = choose(sizes(), compute, row, everything * 6 // 10, 3 * 45_120 * 65536)
     assert [index for index, policy in enumerate(less) if policy == "hosted"] == [0, 2, 4]
     assert set(less) == {"hosted", "attention", "matmul"}
+
+
+@pytest.mark.parametrize("layers", [4, 6, 28])
+def test_a_row_that_fits_without_hosted_blocks_is_not_computed_again_because_of_them(layers: int) -> None:
+    """Of four blocks, what comes back for one beside what another computes again is more than is saved."""
+    compute, row = Compute(2, compiled=True), Row(65536, 65536)
+    everything = peak_of(sizes(layers), compute, row, ["none"] * layers).total
+    plainly = 0
+    for room in (everything * share // 200 for share in range(5, 200)):
+        plain = choose(sizes(layers), compute, row, room)
+        found = choose(sizes(layers), compute, row, room, 1 << 40)
+        if "offload" not in plain:
+            assert peak_of(sizes(layers), compute, row, found).total <= room
+            assert sum(p in ("full", "offload") for p in found) <= plain.count("full")
+        plainly += "hosted" not in found and "attention" in found
+    assert (plainly > 0) == (layers < 28)
 
 
 def test_what_comes_back_for_a_block_counts_beside_it_and_the_one_after_it() -> None:

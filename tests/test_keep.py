@@ -99,6 +99,13 @@ def test_room_is_what_others_leave_or_the_share_that_was_set(
     assert _usable(torch.device("cpu"), 10 * GIB) == pytest.approx(usable * GIB)
 
 
+def test_hosted_blocks_take_half_of_what_checkpoints_leave() -> None:
+    memory = keep.SPARED + 100 * GIB
+    assert keep.host_room(memory, 1) == 50 * GIB and keep.host_room(memory, 2) == 25 * GIB
+    assert keep.host_room(memory, 2, copies=20 * GIB) == 15 * GIB
+    assert keep.host_room(memory, 2, copies=60 * GIB) == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
 def test_the_link_to_host_memory_is_as_fast_as_a_bus_can_be() -> None:

@@ -162,6 +162,12 @@ def laid_out(world: World, folder: Path) -> Any:
     return {name: (t.to_local().numel(), t.shape[0], t[0].numel()) for name, t in tensors.items()}
 
 
+def pending(world: World, folder: Path) -> Any:
+    """Bytes of gradients and moments to come, and parameters here: of 3 processes each has another part."""
+    own = learner(folder / "model", world, mesh_of((1, 3, 1)))
+    return own._pending(), sum(p.to_local().numel() for p in own._trained.values())
+
+
 def damaged(world: World, folder: Path) -> Any:
     """What one process wrote is cut short: all of them say so."""
     own = learner(folder / "model", world, mesh_of((1, 2, 1)))
@@ -208,9 +214,10 @@ def found(folder: Path) -> dict[Any, list[Any]]:
         "first": first_fails,
         "laid out": laid_out,
         "damaged": damaged,
+        "pending": pending,
     }
     cases |= {("traffic", once): partial(traffic, once) for once in (True, False)}
-    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2, "damaged": 2}
+    sizes = {"strided": 2, "muon": 2, "saved": 2, "exported": 3, "skipped": 2, "first": 2, "damaged": 2, "pending": 3}
     sizes |= {("traffic", once): 2 for once in (True, False)}
     sized = [(sizes.get(k, k[0] * k[1] * k[2] if k in MESHES else 4), case) for k, case in cases.items()]
     return dict(zip(cases, mesh_worker.run(4, sized, folder), strict=True))
@@ -343,6 +350,13 @@ def test_weights_gradients_and_moments_are_cut_over_the_processes_that_share_a_r
         assert held == [larger * wide, (rows - larger) * wide] * 2, name
     up = [own["model.layers.0.mlp.up_proj.weight"][0] for own in everyone]
     assert up == [19 * 48, 18 * 48] * 2
+
+
+def test_all_processes_count_with_the_largest_part_of_what_is_cut(found: dict[Any, list[Any]]) -> None:
+    """Of 31 rows 11, 11 and 9: who decided by its own would keep other blocks than those that it shares rows with."""
+    counted, held = zip(*found["pending"], strict=True)
+    assert counted == (counted[0],) * 3 and len(set(held)) > 1
+    assert counted[0] == (4 * max(held), 8 * max(held))
 
 
 def test_a_checkpoint_of_which_one_processs_part_is_cut_short_is_refused_by_all(found: dict[Any, list[Any]]) -> None:

@@ -575,6 +575,25 @@ def test_an_engine_that_nobody_uses_ends_before_another_is_started(
     assert not one.engine.open and two.engine.open
 
 
+def test_an_engine_that_nobody_uses_ends_before_another_wakes(
+    lend: tuple[vllm.Lender, Callable[..., Any]], model_folder: Path
+) -> None:
+    _, given = lend
+    asleep = given(model_folder, sleep=1)
+    asleep.close()
+    awake = given(model_folder)
+    awake.close()
+    again = given(model_folder, sleep=1)
+    assert again.engine is asleep.engine and again.engine.open and not awake.engine.open
+
+
+def test_of_an_engine_with_a_model_of_its_own_no_configuration_is_read(
+    lend: tuple[vllm.Lender, Callable[..., Any]], tmp_path: Path
+) -> None:
+    _, given = lend
+    assert given(tmp_path / "nowhere", model="org/teacher").engine.path == tmp_path / "nowhere"
+
+
 def test_a_kept_engine_makes_room_for_a_learner_but_for_one_that_it_samples_beside(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,12 +243,13 @@ class Lender:
 
     def lend(self, path: str | Path, model: Model, chat: ChatFormat, settings: Settings) -> Lent:
         key = settings.model_dump_json()
-        rotary = None if settings.urls else rotary_of(path)
+        # `model`: whatever `path` is, it is the same in every call
+        rotary = None if settings.urls or settings.model else rotary_of(path)
         if self._rotary.get(key, rotary) != rotary:
             self._give_up(key)
+        self.give_back(settings)  # another's memory, before this one is made or wakes
         engine = self._engines.get(key)
         if engine is None:
-            self.give_back()
             engine = self._engines[key] = make(path, model, chat, settings)
             self._rotary[key] = rotary
         elif (str(path), 0) != (str(engine.path), engine.version):

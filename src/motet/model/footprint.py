@@ -371,11 +371,11 @@ def choose(sizes: Sizes, compute: Compute, row: Row, room: int, host_room: int =
                 if peak_of(sizes, compute, row, policies).total <= room:
                     return policies
         for kept in range(count, 0, -1):
-            policies = [less] * (count - kept) + [more] * kept
-            if more != "none":
-                policies = with_hosted(policies, places)
-            if peak_of(sizes, compute, row, policies).total <= room:
-                return policies
+            plain = [less] * (count - kept) + [more] * kept
+            # what comes back lies beside what is computed again: a row may fit without what would fit with less of it
+            for policies in (with_hosted(plain, places), plain) if places and more != "none" else (plain,):
+                if peak_of(sizes, compute, row, policies).total <= room:
+                    return policies
     last: list[list[Policy]] = [["full"] * count, ["offload"] * count]
     return min(last, key=lambda policies: peak_of(sizes, compute, row, policies).total)
 

@@ -65,7 +65,7 @@ class Hosted:
         flat = own.as_strided((own.numel(),), (1,))
         key = (flat.data_ptr(), flat.nbytes)
         if key not in away:
-            away[key] = _Away(flat, self._free)
+            away[key] = _Away(flat)
         return _View(away[key], own.dtype, own.shape, own.stride())
 
     def _unpack(self, saved: Any) -> torch.Tensor:
@@ -81,11 +81,10 @@ class Hosted:
 
     def _leave(self, block: weakref.WeakSet[_Away]) -> None:
         stream = self._after_the_queue(next(iter(block)).own) if block else None
-        missing = sum(one.count for one in block) - len(self._free)
-        if missing > 0:
-            self._free += pinned.pieces(missing, stream is not None)
+        pieces, start = _Pieces(self._free, sum(one.nbytes for one in block), stream is not None), 0
         for one in block:
-            one.pieces = [self._free.pop() for _ in range(one.count)]
+            one.pieces, one.start = pieces, start
+            start += one.nbytes
             with torch.cuda.stream(stream):
                 for piece, part in one.parts(one.own):
                     piece.copy_(part, non_blocking=True)
@@ -110,22 +109,38 @@ class Hosted:
         return self._stream
 
 
-class _Away:
-    """One tensor's bytes: on the device until it is let go, in pieces of host memory, and back when asked for."""
+class _Pieces:
+    """Host memory of a block's tensors, which lie there one after the other."""
 
-    def __init__(self, own: torch.Tensor, free: list[torch.Tensor]) -> None:
+    def __init__(self, free: list[torch.Tensor], size: int, on_gpu: bool) -> None:
+        """`free`: those that nobody uses, where these come from and go to."""
+        count = -(-size // pinned.PIECE)
+        if count > len(free):
+            free += pinned.pieces(count - len(free), on_gpu)
+        self.own = [free.pop() for _ in range(count)]
+        self._free = free
+
+    def __del__(self) -> None:
+        """The last of the tensors is gone. Copies are queued in order, so a piece may be used again at once."""
+        self._free.extend(self.own)
+
+
+class _Away:
+    """One tensor's bytes: on the device until it is let go, in host memory, and back when asked for."""
+
+    def __init__(self, own: torch.Tensor) -> None:
         self.own: Any = own
         self.size, self.dtype, self.device = own.numel(), own.dtype, own.device
-        self.pieces: list[torch.Tensor] = []
+        self.pieces: _Pieces | None = None
+        self.start = 0
+        """Of its bytes among the block's."""
         self.left: torch.cuda.Event | None = None
         self.back: Any = None
         self.ready: torch.cuda.Event | None = None
-        self._free = free
 
     @property
-    def count(self) -> int:
-        """Pieces that it fills."""
-        return -(-self.size * self.dtype.itemsize // pinned.PIECE)
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
     def let_go(self) -> None:
         """What is queued from now on may use its memory."""
@@ -134,15 +149,15 @@ class _Away:
         self.own = None
 
     def parts(self, tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        flat = tensor.view(torch.uint8)
-        for piece, start in zip(self.pieces, range(0, flat.numel(), pinned.PIECE), strict=True):
-            part = flat[start : start + pinned.PIECE]
-            yield piece[: part.numel()], part
+        assert self.pieces is not None
+        return pinned.cut(self.pieces.own, self.start, tensor)
 
     def __del__(self) -> None:
-        """The graph is done with it. Copies are queued in order, so a piece may be used again at once."""
+        """The graph is done with it. Of one that was dropped, as after an error, copies may be on their way both ways:
+        its memory on the device is nobody else's before they are there."""
         self.let_go()
-        self._free.extend(self.pieces)
+        if self.ready is not None:
+            torch.cuda.current_stream().wait_event(self.ready)
 
 
 class _View(NamedTuple):

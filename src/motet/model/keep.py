@@ -48,6 +48,8 @@ class Keeping:
         """Bytes of the gradients, and of the optimizer state, that the step has yet to allocate."""
         self.agree: Callable[[int], int] = lambda room: room
         """Makes a number of bytes the same in all processes."""
+        self.copies = 0
+        """Bytes of host memory that a checkpoint takes of this process while it is written."""
         self.correction = _UNCERTAIN
         self.policies: list[Policy] = []
         """What was chosen last, for each block."""
@@ -80,7 +82,8 @@ class Keeping:
         if documents is not None:
             row = replace(row, attended=sum(n * n for n in documents.lengths) / sum(documents.lengths))
         if self._host_room is None:
-            self._host_room = self.agree(host_room(host_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._host_room = self.agree(host_room(host_memory(), processes, self.copies))
             self._compute = replace(self._compute, link=self.agree(link(self._device)))
         policies = self.choose(row, self.agree(int((room - waiting) / self.correction)))
         self.policies = policies
@@ -119,10 +122,10 @@ class Keeping:
         self._expected = None
 
 
-def host_room(memory: int, processes: int) -> int:
+def host_room(memory: int, processes: int, copies: int = 0) -> int:
     """Bytes of host memory, of which `memory` are to be had, that one of the processes of a machine takes for what its
-    blocks keep: together they take half."""
-    return max(0, memory - SPARED) // 2 // processes
+    blocks keep: together they take half of what checkpoints leave, which take `copies` of each."""
+    return max(0, memory - SPARED - processes * copies) // 2 // processes
 
 
 def link(device: torch.device) -> int:

@@ -62,8 +62,8 @@ class Host:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for piece, own in zip(pieces, _cut(hidden), strict=False):
-                piece[: own.numel()].copy_(own, non_blocking=True)
+            for piece, own in pinned.cut(pieces, 0, hidden):
+                piece.copy_(own, non_blocking=True)
         hidden.record_stream(self._stream)
 
     def take(self, index: int) -> torch.Tensor:
@@ -92,8 +92,8 @@ class Host:
         # its memory may have been another tensor's of the computation a moment ago
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for piece, own in zip(self._pieces[index], _cut(hidden), strict=False):
-                own.copy_(piece[: own.numel()], non_blocking=True)
+            for piece, own in pinned.cut(self._pieces[index], 0, hidden):
+                own.copy_(piece, non_blocking=True)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             ready.record(self._stream)
         self._coming[index] = hidden, ready
@@ -113,12 +113,6 @@ def host_memory(root: Path = Path("/")) -> int:
     except (OSError, ValueError):  # no group, or one without a limit
         return free
     return min(free, most - now + int(counts.get("inactive_file", 0)))
-
-
-def _cut(x: torch.Tensor) -> list[torch.Tensor]:
-    """Its bytes, by pieces."""
-    flat = x.view(-1).view(torch.uint8)
-    return [flat[start : start + pinned.PIECE] for start in range(0, flat.numel(), pinned.PIECE)]
 
 
 class _Offloaded(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +33,17 @@ def pieces(count: int, on_gpu: bool) -> list[torch.Tensor]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(piece, range(count)))
+
+
+def cut(own: Sequence[torch.Tensor], start: int, tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Part by part, where a tensor's bytes are in pieces that lie one after the other, and these bytes. It begins at
+    byte `start`."""
+    flat, done = tensor.view(-1).view(torch.uint8), 0
+    while done < flat.numel():
+        index, inside = divmod(start + done, PIECE)
+        piece = own[index][inside : inside + flat.numel() - done]
+        yield piece, flat[done : done + piece.numel()]
+        done += piece.numel()
 
 
 class _Memory(mmap.mmap):

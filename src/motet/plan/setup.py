@@ -230,16 +230,12 @@ class Planner:
         state = footprint.state_of(self.sizes, training)
         room = int((self.usable - others - state.held(row)) / self.corrections.get(work.name, 1.0))
         usable = 0 if self.machine.host_gib is None else int(self.machine.host_gib * 2**30)
-        hosted = host_room(usable, min(self.gpus, self.per_node))
+        hosted = host_room(usable, min(self.gpus, self.per_node), self._saved(training))
         return footprint.choose(self.sizes, compute, row, room, hosted)
 
     def host(self, setup: Setup, training: Training, tokens: int, policies: Sequence[Policy]) -> Host:
-        """A checkpoint is copied to host memory before it is written; on one CPU process it is written directly."""
-        state = footprint.state_of(self.sizes, training)
-        trained = training.adapters or self.sizes.parameters
-        per_rank = training.weights * trained // training.shards + state.optimizer
-        ranks = min(self.gpus, self.per_node)
-        saving = ranks * per_rank if self.on_gpu or self.gpus > 1 else 0
+        state, ranks = footprint.state_of(self.sizes, training), min(self.gpus, self.per_node)
+        saving = ranks * self._saved(training)
         kept = footprint.block_bytes(self.sizes, self.compute(setup)).kept
         inputs = Counter(policies)["offload"] * self.sizes.width * training.element
         moved = tokens * (inputs + Counter(policies)["hosted"] * (kept["matmul"] - kept["hosted"]))
@@ -248,6 +244,13 @@ class Planner:
         asleep = engine is not None and engine.sleep == 1 and not engine.urls
         servers = max(1, len(engine.gpus) // engine.gpus_of_a_server) if engine is not None else 0
         return Host(saving, min(EXPORTED, weights), ranks * moved, servers * weights * asleep)
+
+    def _saved(self, training: Training) -> int:
+        """Bytes of a process's part of a checkpoint, which is copied to host memory before it is written; on one CPU
+        process it is written directly."""
+        trained = training.adapters or self.sizes.parameters
+        own = training.weights * trained // training.shards + footprint.state_of(self.sizes, training).optimizer
+        return own if self.on_gpu or self.gpus > 1 else 0
 
     def _corrected(self, work: Work, found: Forecast) -> Forecast:
         factor = self.corrections.get(work.name)

@@ -111,7 +111,7 @@ class Aside:
             own = self._state[parameter]
             for slot, place in zip(SLOTS, places, strict=True):
                 with torch.cuda.stream(self._stream):
-                    for piece, part in self._cut(place, own[slot]):
+                    for piece, part in pinned.cut(self._pieces, place, own[slot]):
                         piece.copy_(part, non_blocking=True)
                 if self._stream is not None:
                     own[slot].record_stream(self._stream)
@@ -127,7 +127,7 @@ class Aside:
             self._stream.synchronize()
         for slot, place in zip(SLOTS, self._places[parameter], strict=True):
             found[slot] = torch.empty_like(parameter, requires_grad=False, device="cpu")
-            for piece, part in self._cut(place, found[slot]):
+            for piece, part in pinned.cut(self._pieces, place, found[slot]):
                 part.copy_(piece)
         return found
 
@@ -140,7 +140,7 @@ class Aside:
             found = torch.empty_like(parameter, requires_grad=False)
             self._after_the_queue()  # its memory may have been another tensor's a moment ago
             with torch.cuda.stream(self._stream):
-                for piece, part in self._cut(place, found):
+                for piece, part in pinned.cut(self._pieces, place, found):
                     part.copy_(piece, non_blocking=True)
             self._state[parameter][slot] = found
 
@@ -154,14 +154,3 @@ class Aside:
     def _after_the_queue(self) -> None:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
-
-    def _cut(self, place: int, tensor: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Its bytes and their places in the pieces."""
-        flat = tensor.view(-1).view(torch.uint8)
-        found, done = [], 0
-        while done < flat.numel():
-            index, begin = divmod(place + done, pinned.PIECE)
-            count = min(pinned.PIECE - begin, flat.numel() - done)
-            found.append((self._pieces[index][begin : begin + count], flat[done : done + count]))
-            done += count
-        return found

@@ -41,7 +41,7 @@ from motet.train.losses import Loss
 from motet.train.mesh import Mesh, deal, resolve
 from motet.train.optimizers import MOST_SKIPPED, Masters, Optimizers
 from motet.train.policy import Policy
-from motet.train.shard import begin_round, cut_again, shard
+from motet.train.shard import begin_round, cut_again, largest_part, shard
 from motet.train.told import Told
 from motet.train.world import World
 
@@ -94,6 +94,8 @@ class Learner:
         self._optimizers = Optimizers(self._trained, inside, optimizer, self._masters)
         if self._keeping is not None:
             self._keeping.pending = self._pending
+            # a checkpoint's copy: what is stepped on and its moments
+            self._keeping.copies = 3 * sum(largest_part(p) * p.dtype.itemsize for p in self._trained.values())
             if self._mesh is not None:
                 self._keeping.agree = lambda room: min(self.world.gather(room))
                 self._keeping.spread(self._spread(optimizer), self._mesh.shape.sp)
@@ -342,18 +344,18 @@ class Learner:
     def _pending(self) -> tuple[int, int]:
         """Bytes of the gradients, and of the optimizer state, that the step has yet to allocate. What comes back while
         a row goes backward counts as its gradients do."""
-        own = [p.to_local() if isinstance(p, DTensor) else p for p in self._trained.values()]
         # a master's first gradient is kept as it comes, and of its own type once another is added
         first = self._dtype if self._masters else None
         gradients = 0
-        for part, whole in zip(own, self._trained.values(), strict=True):
-            if whole.grad is None:
-                gradients += part.numel() * (first or part.dtype).itemsize
-            elif whole.grad.dtype != part.dtype:
-                gradients += part.numel() * (part.dtype.itemsize - whole.grad.dtype.itemsize)
+        for own in self._trained.values():
+            if own.grad is None:
+                gradients += largest_part(own) * (first or own.dtype).itemsize
+            elif own.grad.dtype != own.dtype:
+                gradients += largest_part(own) * (own.dtype.itemsize - own.grad.dtype.itemsize)
         gradients += self._optimizers.moments.bytes_away
-        states = 0 if any(part.state for part in self._optimizers.parts) else 2 * sum(p.nbytes for p in own)
-        return gradients, states
+        there = any(part.state for part in self._optimizers.parts)
+        moments = 2 * sum(largest_part(own) * own.dtype.itemsize for own in self._trained.values())
+        return gradients, 0 if there else moments
 
     def _spread(self, optimizer: Optimizer) -> Training:
         """How the state lies on a mesh, for the prediction of memory."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from motet.base.recipe import Mesh as MeshConfig
 from motet.model.blocks import blocks_of
@@ -47,3 +48,13 @@ def cut_again(root: FSDPModule) -> None:
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def largest_part(own: torch.Tensor) -> int:
+    """Elements of the largest part of it that a process has: what all of them count with, to decide alike."""
+    if not isinstance(own, DTensor):
+        return own.numel()
+    rows, parts = own.shape[0], 1
+    for place, axis in zip(own.placements, range(own.device_mesh.ndim), strict=True):
+        parts *= own.device_mesh.size(axis) if place.is_shard(0) else 1
+    return -(-rows // parts) * (own.numel() // rows)
