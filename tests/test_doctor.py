@@ -17,7 +17,7 @@ import mesh_worker
 from motet.base.errors import UserError
 from motet.cli import cli
 from motet.data.pack import Batch, pack
-from motet.doctor import checks, examine, view
+from motet.doctor import checks, examine, view, worker
 from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare, no_farther
 from motet.model import recompute
 from motet.model.kernels import Documents
@@ -186,6 +186,16 @@ def test_a_process_that_dies_is_a_finding_and_not_the_end(patient: checks.Patien
     found = examine._examined("packing", broken, 1, tmp_path, 60.0)
     assert [f.status for f in found.findings] == ["failed"] and "nothing-here" in found.findings[0].reason
     assert "failed" in view.lines(found)
+
+
+def test_on_a_gpu_no_process_is_a_fork_of_one_that_may_have_looked_at_the_driver(
+    patient: checks.Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu = worker.context("cuda")
+    assert as_on_a_gpu.get_start_method() == "spawn"
+    monkeypatch.setattr(worker, "context", lambda _: as_on_a_gpu)
+    found = examine._examined("packing", patient, 1, tmp_path, 120.0)
+    assert {f.status for f in found.findings} == {"ok"}
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_not_run_and_says_why(tmp_path: Path) -> None:

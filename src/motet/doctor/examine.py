@@ -159,7 +159,7 @@ def _run(
     for rank, environment in enumerate(_environments(size)):
         log = scratch / f"log-{rank}"
         work = (name, place, patient, out, log, environment)
-        started.append(worker.context().Process(target=worker.process, args=work))
+        started.append(worker.context(patient.device).Process(target=worker.process, args=work))
     for process in started:
         process.start()
     words = _wait(started, limit, scratch)

@@ -1,11 +1,11 @@
-"""One process of one check. All are forked from one that has imported what they need (`context`)."""
+"""One process of one check. On a CPU all are forked from one that has imported what they need (`context`)."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 from collections.abc import Mapping
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import torch
@@ -20,7 +20,11 @@ TIMEOUT = 120
 """Seconds for a collective operation."""
 
 
-def context() -> ForkServerContext:
+def context(device: str) -> ForkServerContext | SpawnContext:
+    """On a GPU each imports for itself: whatever looks at the driver while it is imported, torch or a kernel's package,
+    leaves a process whose children cannot use CUDA."""
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([__name__])
     return found
