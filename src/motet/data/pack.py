@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from motet.model.kernels import Documents
@@ -180,50 +182,54 @@ def _tokens_of(samples: Sequence[Sample], unit: Sequence[int]) -> int:
 
 def _batch(samples: Sequence[Sample], units: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
     """The samples of a unit of several have one prompt, which lies before all of them."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    scored: list[int] = []
-    targets: list[int] = []
+    tokens, positions, scored, targets, behaviour = ([np.empty(0, dtype=np.int64)] for _ in range(5))
     lengths: list[int] = []
-    advantages: list[float] = []
-    weights: list[float] = []
-    behaviour: list[float] = []
-    owners: list[int] = []
     after: list[int] = []
     order: list[int] = []
+    counts: list[int] = []
+    end = 0
     for unit in units:
         common = len(_prompt_of(samples[unit[0]])) if len(unit) > 1 else 0
-        first, parent = len(tokens), len(lengths) if common else -1
+        first, parent = end, len(lengths) if common else -1
         if common:
-            tokens += samples[unit[0]].tokens[:common]
-            positions += range(common)
+            tokens.append(np.array(samples[unit[0]].tokens[:common], dtype=np.int64))
+            positions.append(np.arange(common))
             lengths.append(common)
             after.append(-1)
+            end += common
         for index in unit:
             sample = samples[index]
-            start = len(tokens) - common  # where its first token would lie, if it had its prompt to itself
-            tokens += sample.tokens[common:]
-            positions += range(common, len(sample.tokens))
-            lengths.append(len(sample.tokens) - common)
+            own, trained = np.array(sample.tokens, dtype=np.int64), np.array(sample.loss_mask, dtype=bool)
+            places = trained[1:].nonzero()[0] + 1
+            start = end - common  # where its first token would lie, if it had its prompt to itself
+            tokens.append(own[common:])
+            positions.append(np.arange(common, len(own)))
+            scored.append(np.where(places > common, start, first) + places - 1)
+            targets.append(own[places])
+            behaviour.append(np.array(sample.logprobs) if sample.logprobs else np.full(len(places), np.nan))
+            lengths.append(len(own) - common)
             after.append(parent)
-            places = [i for i, trained in enumerate(sample.loss_mask) if trained and i > 0]
-            scored += [(start if i > common else first) + i - 1 for i in places]
-            targets += [sample.tokens[i] for i in places]
-            advantages += [sample.advantage] * len(places)
-            weights += [sample.weight] * len(places)
-            owners += [len(order)] * len(places)
-            behaviour += sample.logprobs or [float("nan")] * len(places)
+            counts.append(len(places))
             order.append(index)
-    assert len(behaviour) == len(targets)
-    return Batch(
-        tokens_T=torch.tensor(tokens, device=device),
-        positions_T=torch.tensor(positions, device=device),
+            end += len(own) - common
+
+    def long(*parts: Any) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
+
+    def told(values: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(device)
+
+    batch = Batch(
+        tokens_T=long(*tokens),
+        positions_T=long(*positions),
         documents=Documents.plan(lengths, device, after=tuple(after) if max(after) >= 0 else ()),
-        scored_N=torch.tensor(scored, device=device, dtype=torch.long),
-        targets_N=torch.tensor(targets, device=device, dtype=torch.long),
-        advantages_N=torch.tensor(advantages, device=device, dtype=torch.float32),
-        weights_N=torch.tensor(weights, device=device, dtype=torch.float32),
-        behaviour_N=torch.tensor(behaviour, device=device, dtype=torch.float32),
-        sequence_N=torch.tensor(owners, device=device, dtype=torch.long),
+        scored_N=long(*scored),
+        targets_N=long(*targets),
+        advantages_N=told(np.repeat([samples[index].advantage for index in order], counts)),
+        weights_N=told(np.repeat([samples[index].weight for index in order], counts)),
+        behaviour_N=told(np.concatenate(behaviour)),
+        sequence_N=long(np.arange(len(order)).repeat(counts)),
         order=tuple(order),
     )
+    assert len(batch.behaviour_N) == len(batch.targets_N)
+    return batch
