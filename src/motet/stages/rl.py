@@ -32,7 +32,7 @@ def run(name: str, config: RlStage, context: Context, model: Path | str) -> None
     require_positions(name, "sampling.max_tokens", config.sampling.max_tokens, model)
     alarms = Alarms(name, config, context)
     selection = Selection(name, config, context, alarms.attempt)
-    selection.refuse_long_prompts(model)
+    selection.prepare(model)
     probe, agreement = Probe(name, config, context), Agreement(name, config, context)
     inner = config.algorithm.passes * config.algorithm.minibatches
     learner = context.learner(name, config, model, config.steps * inner)

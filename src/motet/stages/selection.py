@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,24 @@ class Selection:
         self._calibration = Calibration(name, config, context, attempt)
         self._mended = 0
 
-    def refuse_long_prompts(self, model: Path | str) -> None:
-        """In the first process, of all problems that may be drawn."""
-        problems = (problem for part in self._mixture.parts for problem in part.items)
-        tokens = self._config.sampling.max_tokens
-        self._context.world.first(lambda: self._context.refuse_long_prompts(self._name, problems, tokens, model))
+    def prepare(self, model: Path | str) -> None:
+        """In the first process, of all problems that may be drawn: prompts that are too long are refused, and who will
+        judge begins, beside the making of learner and engine, to import what that takes."""
+        verifiers: set[str] = set()
+
+        def problems() -> Iterator[Problem]:
+            for part in self._mixture.parts:
+                for problem in part.items:
+                    verifiers.add(problem.verifier)
+                    yield problem
+
+        def first() -> None:
+            tokens = self._config.sampling.max_tokens
+            self._context.refuse_long_prompts(self._name, problems(), tokens, model)
+            if verifiers:  # none were looked at where a model says of no window
+                self._context.pool.begin(verifiers)
+
+        self._context.world.first(first)
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps: from the table, or from the groups where the table is of another step."""
