@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +103,32 @@ def test_lengths_for_cudnn_are_rounded_up_and_padded_with_zeros(monkeypatch: pyt
     monkeypatch.setattr(packed, "STEP", 4)
     padded = packed._padded(torch.ones(6, 2, 3))
     assert padded.shape == (1, 2, 8, 3) and padded[0, 0, :, 0].tolist() == [1] * 6 + [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("interface", "of_use", "words"),
+    [
+        (SimpleNamespace(_flash_attn_fwd=print, _flash_attn_bwd=print), True, ""),
+        (SimpleNamespace(_flash_attn_fwd=print), False, "AttributeError: .* has no attribute '_flash_attn_bwd'"),
+        (ImportError("cannot import name 'cpp'"), False, "of no use .ImportError: cannot import name 'cpp'"),
+    ],
+)
+def test_a_flash_attention_that_cannot_be_imported_is_said_and_done_without(
+    interface: Any, of_use: bool, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def imported(_: str) -> Any:
+        if isinstance(interface, Exception):
+            raise interface
+        return interface
+
+    monkeypatch.setattr(packed.importlib.util, "find_spec", lambda _: "there")
+    monkeypatch.setattr(packed.importlib, "import_module", imported)
+    packed._flash4.cache_clear()
+    packed._flash4_installed.cache_clear()
+    assert packed._flash4_installed() is of_use
+    assert re.search(words, caplog.text) and bool(caplog.text) == (not of_use)
+    packed._flash4.cache_clear()
+    packed._flash4_installed.cache_clear()
 
 
 def test_the_kernel_in_use_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

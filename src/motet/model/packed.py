@@ -11,6 +11,7 @@ its own [H, tokens] block, in the order of the calls.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
+log = logging.getLogger("motet")
 DTYPES = (torch.bfloat16, torch.float16)
 FLASH4_WIDTHS, CUDNN_WIDTH = (64, 96, 128), 128
 """Widths of a head that FlashAttention 4 takes forward and backward, and the largest of cuDNN; varlen takes up to 256.
@@ -319,9 +321,21 @@ _attend.register_autograd(_gradients, setup_context=_keep)
 
 @cache
 def _flash4_installed() -> bool:
+    """Whether it is there and can be imported."""
     try:
-        return importlib.util.find_spec("flash_attn.cute") is not None
+        if importlib.util.find_spec("flash_attn.cute") is None:
+            return False
     except ImportError:  # no flash_attn at all
+        return False
+    try:
+        interface = _flash4()
+        return callable(interface._flash_attn_fwd) and callable(interface._flash_attn_bwd)
+    except Exception as error:  # half a package, or of a version that does not go with its own needs or with this torch
+        log.warning(
+            "FlashAttention 4 is installed and of no use (%s: %s): attention runs without it. `python -c 'import "
+            "flash_attn.cute'` says more; flash-attn-4 and quack-kernels have to be of the same time",
+            type(error).__name__, error,
+        )  # fmt: skip
         return False
 
 
