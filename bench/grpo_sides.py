@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import capped
+import profiles
 import random_model
 import torch
 from grpo_vs_trl import GROUP, PROMPT_TOKENS, PROMPTS, SETTINGS, Clock, now, reward
@@ -79,7 +81,10 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
             ])  # fmt: skip
         tokens += sum(len(c.tokens) for c in answers.values())
         timers = Timers()
-        metrics = learn(learner, live, config, timers)
+        last = options.profile and step == options.steps - 1
+        with profiles.recorded() if last else contextlib.nullcontext():
+            metrics = learn(learner, live, config, timers)
+            now()
         for name in ("anchor", "train"):
             clock.add(name, timers.seconds[name])
         with phase(clock, "load"):
@@ -93,6 +98,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
         **{name: metrics[name] for name in reported},
         "device_gib_after": clock.used,
         **peak(),
+        **({"profile": dict(profiles.last)} if options.profile else {}),
     }
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import capped
+import profiles
 
 PHASES = ("sample", "anchor", "train", "load", "wake_up", "sleep")
 """The last two are part of "sample" and "load"."""
@@ -45,6 +46,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--sleep", type=int, choices=(0, 2), default=2, help="vLLM's sleep level between phases")
     parser.add_argument("--trl-batch", type=int, nargs="+", default=[16])
+    parser.add_argument(
+        "--profile", action="store_true", help="what the device does while motet learns in the last step"
+    )
     capped.add(parser)
     parser.add_argument("--python-motet", default=sys.executable)
     parser.add_argument("--python-trl", default=sys.executable)
@@ -79,6 +83,7 @@ def one_side(name: str, python: str, batch: int | None, folder: Path, options: a
                  "--steps", str(options.steps), "--tokens", str(options.tokens),
                  "--sleep", str(options.sleep)]  # fmt: skip
         words += ["--trl-batch", str(batch)] if batch else []
+        words += ["--profile"] if options.profile else []
         status = subprocess.run([python, str(Path(__file__).resolve()), *words]).returncode
         text = Path(answer.name).read_text()
     if status or not text:
@@ -160,6 +165,8 @@ def show(result: dict[str, Any]) -> None:
     others = [result[name]["step"] for name in names if name != "motet" and "step" in result[name]]
     if others and "step" in result["motet"]:
         print(f"motet's step takes {result['motet']['step'] / min(others):.2f} of TRL's fastest")
+    if profile := result["motet"].get("profile"):
+        print("\nwhile motet learns\n" + profiles.table(profile))
 
 
 if __name__ == "__main__":
