@@ -14,6 +14,7 @@ eight of 8,192. Systems:
     motet+POLICY     auto, none, matmul, hosted, attention, full or offload in place of that
     motet+aside      AdamW's moments wait on the host (optimizer.offload = "on")
     motet+bf16       weights and AdamW state in bfloat16, as all peers below have them
+    motet+any        blocks compiled for rows of any length, as stages have them, not for the bench's one length
     motet+nofa4      as if FlashAttention 4 were not installed
     hf               transformers with torch's AdamW; hf+liger with all of Liger's kernels
     trl              SFTTrainer with Liger's layers and its own fused head: +off, +selective, +full say what it
@@ -346,14 +347,18 @@ def run_motet(folder: Path, lengths: list[int], count: int, system: str) -> tupl
 
     options: dict[str, Any] = {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"}
     own: dict[str, Any] = {"learning_rate": 1e-5}
+    any_length = False
     for word in system.split("+")[1:]:
         if word == "nofa4":
             packed.fastest = lambda device, width=128: "cudnn+varlen" if device.type == "cuda" else "plain"
         elif word == "aside":
             own["offload"] = "on"
+        elif word == "any":
+            any_length = True
         elif word != "profile":
             options |= {"weights": "bfloat16"} if word == "bf16" else {"recompute": word}
-    learner = Learner(str(folder), Model(path=str(folder), **options), Optimizer(**own), total_steps=100)
+    model = Model(path=str(folder), **options)
+    learner = Learner(str(folder), model, Optimizer(**own), total_steps=100, any_length=any_length)
     samples = [Sample(tuple(tokens), (False, *[True] * (len(tokens) - 1))) for tokens in documents(lengths)]
     batches = pack(samples, sum(lengths), learner.device)
 

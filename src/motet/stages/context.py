@@ -182,7 +182,7 @@ class Context:
             world=self.world,
             notes=self.folder(stage),
             seed=seed_of(self.recipe.seed, stage, "adapters"),
-            any_length=isinstance(config, RlStage),
+            any_length=True,
         )
 
     def reference(self, stage: str, config: TrainingStage, model: Path | str) -> Learner:
