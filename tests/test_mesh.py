@@ -72,7 +72,7 @@ def compiled(axes: Axes, name: str, policy: str, world: World, folder: Path) -> 
     ):
         settings = {k: v for k, v in OPTIONS[name].items() if k == "lora"}
         model = {"compile": "on", "recompute": policy}
-        own = learner(folder / "model", world, mesh_of(axes), model=model, **settings)
+        own = learner(folder / "model", world, mesh_of(axes), model=model, any_length=True, **settings)
         return mesh_worker.gradients_of(own, pack(mesh_worker.samples(UNEVEN), 30), False)
 
 
