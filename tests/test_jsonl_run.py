@@ -127,9 +127,11 @@ def test_ids_and_seeds_depend_on_every_part_and_on_nothing_else() -> None:
 def test_a_step_is_a_row_with_all_metrics_and_a_line_with_the_chosen_ones(tmp_path: Path) -> None:
     with Run(tmp_path / "run", console=False) as run:
         run.report("sft", 1, 2, {"loss/nll": 0.5, "other": 1.0}, ("loss/nll", "absent"))
-    (row,) = rows(tmp_path / "run" / "metrics.jsonl")
+        run.report("rl", 1, 2, {"tokens/second": 9.0, "time/step": 2.0}, ("tokens/second", "time/step"))
+    row, _ = rows(tmp_path / "run" / "metrics.jsonl")
     assert row | {"time": 0} == {"time": 0, "stage": "sft", "step": 1, "loss/nll": 0.5, "other": 1.0}
-    assert (tmp_path / "run" / "log.txt").read_text().endswith("sft 1/2  nll 0.5\n")
+    lines = [line[9:] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
+    assert lines == ["sft 1/2  nll 0.5", "rl 1/2  tokens/s 9  seconds 2"]
 
 
 def test_a_resumed_run_drops_the_steps_that_it_will_write_again_and_a_torn_line(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 import synthetic_run
 from motet.base import jsonl
 from motet.base.errors import UserError
+from motet.base.run import Run, log
 from motet.cli import cli
 from motet.insight.following import Following, Tail
 from motet.insight.watch import CURVE, curve, frame, once
@@ -79,6 +80,17 @@ def test_a_pause_is_shown_until_the_run_goes_on(tmp_path: Path) -> None:
     assert "under-way: paused by an alarm" in once(tmp_path)
     report(tmp_path, 5)
     assert "paused" not in once(tmp_path)
+
+
+def test_an_error_that_ended_the_run_is_shown_until_it_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError), Run(unfinished(tmp_path), console=False):
+        raise UserError("no problem lies in its band\nWiden it")
+    text = once(tmp_path)
+    assert "under-way: stopped by an error" in text and "rl              rl          stopped" in text
+    assert "stopped: no problem lies in its band Widen it" in text
+    with Run(tmp_path, console=False):
+        log.info("base: already done")
+    assert "under-way: running" in once(tmp_path)
 
 
 def test_a_rollback_is_shown_and_steps_that_were_taken_again_are_shown_once(tmp_path: Path) -> None:

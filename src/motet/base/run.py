@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 from motet.base import jsonl, signs
-from motet.base.errors import UserError
+from motet.base.errors import Elsewhere, UserError
 
 log = logging.getLogger("motet")
 T = TypeVar("T")
+LABELS = {"reward/mean": "reward", "tokens/second": "tokens/s", "time/step": "seconds"}
+"""Figures whose last word alone would not say what they are, by name in the log."""
+STOPPED = "stopped: "
+"""Begins the last line of log.txt where an error ended the run."""
 
 
 def follows() -> bool:
@@ -71,7 +75,9 @@ class Run:
     def report(self, stage: str, step: int, total: int, metrics: Mapping[str, float], columns: Iterable[str]) -> None:
         """One row in metrics.jsonl with every metric, one line in the log with `columns` of them."""
         self._metrics.append({"time": round(time.time(), 3), "stage": stage, "step": step, **metrics})
-        shown = "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in columns if name in metrics)
+        shown = "  ".join(
+            f"{LABELS.get(name) or name.split('/')[-1]} {metrics[name]:.4g}" for name in columns if name in metrics
+        )
         log.info("%s %d/%d  %s", stage, step, total, shown)
         for tracker in self.trackers:
             tracker.report(stage, step, metrics)
@@ -103,8 +109,17 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, Elsewhere):
+            self._note_end(error)
         self.close()
+
+    def _note_end(self, error: BaseException) -> None:
+        """Why the run ended, on one line of log.txt alone: the command itself tells whoever sees its console."""
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}"
+        text = STOPPED + " ".join(what.split())
+        for handler in self._handlers[:1]:
+            handler.emit(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None))
 
 
 class Followed(Run):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.base.errors import UserError
+from motet.base.run import STOPPED
 from motet.insight.wording import listing, table
 
 LOG_LINES = 200
@@ -94,6 +95,11 @@ class Following:
     def done(self) -> bool:
         found = [self.manifests.get(name, {}).get("status") for name in self.stages]
         return bool(found) and all(status == "done" for status in found)
+
+    @property
+    def stopped(self) -> bool:
+        """An error ended the run: log.txt says so at its end."""
+        return bool(self.log) and self.log[-1][9:].startswith(STOPPED)
 
     @property
     def touched(self) -> float:

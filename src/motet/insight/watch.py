@@ -105,6 +105,8 @@ def _head(following: Following) -> list[Line]:
         state, style = "done", "bold green"
     elif paused:
         state, style = "paused by an alarm", "bold red"
+    elif following.stopped:
+        state, style = "stopped by an error", "bold red"
     elif age > 120.0:
         state, style = f"nothing was written for {duration(age)}: stopped, or in a long step", "bold yellow"
     else:
@@ -126,7 +128,9 @@ def _stages(following: Following) -> list[Line]:
         kind = str(table(table(following.recipe.get("stage")).get(name)).get("kind") or manifest.get("kind") or "")
         status = str(manifest.get("status") or "to come")
         rows, told = following.rows.get(name, []), ""
-        if status == "running" and rows:
+        if status == "running" and following.stopped:
+            status = "stopped"
+        if status in ("running", "stopped") and rows:
             told = plural(len(rows), "step")
         evaluated = table(table(_evaluation(following.folder / name).get("domains")).get("all"))
         passed = f"pass@1 {interval(evaluated.get('pass_at_1'))}" if evaluated else ""
