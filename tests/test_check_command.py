@@ -143,6 +143,7 @@ def test_findings_beyond_the_bound_are_counted(capsys: pytest.CaptureFixture[str
     [
         (["good.jsonl"], 0, "nothing was found"),
         (["bad.jsonl"], 1, "bad row 1"),
+        (["empty.jsonl"], 1, "there is no problem in it: nothing was proved"),
         (["none.jsonl"], 2, "no such file"),
         (["good.jsonl", "seed=2"], 2, "only a recipe can be overridden"),
         (["good.jsonl", "--verifier", "maths"], 2, "did you mean 'math'"),
@@ -160,6 +161,7 @@ def test_the_exit_status_says_fine_found_or_bad_use(
     good = {"prompt": "Where?", "instructions": [keyword], "solution": "At the old bridge, where the river is wide."}
     (tmp_path / "good.jsonl").write_text(json.dumps(good) + "\n")
     (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n{}\n")
+    (tmp_path / "empty.jsonl").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["motet", "check", *arguments])
     with pytest.raises(SystemExit) as ended:

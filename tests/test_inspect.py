@@ -171,6 +171,15 @@ def test_what_does_not_fit_the_context_is_said(data: Path, model: Path) -> None:
     assert note.startswith("1 training examples are longer than context = 5: an sft stage drops and counts them")
 
 
+def test_a_context_that_nobody_set_is_at_most_the_models_positions(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"messages": [QUESTION, {**ANSWER, "reasoning_content": "1+" * 40}]}) + "\n")
+    found = found_in(path, model)
+    assert found["context"] == 64 and found["notes"][0].startswith("1 training examples are longer than context = 64")
+    assert found_in(path, model, "stage.sft.rope.positions=128")["context"] == 128
+    assert found_in(path, model, "stage.sft.context=256")["context"] == 256
+
+
 def test_the_terminal_shows_stretches_of_context_and_of_learned_tokens(data: Path, model: Path) -> None:
     found = found_in(data, model)
     plain = inspection_view.text(found, colour=False).splitlines()
@@ -199,6 +208,12 @@ def test_a_recipes_problem_set_is_inspected_by_its_name_with_the_recipes_chat(
     found = inspection.inspect(given[1], given[2], given[0], str(model), tmp_path, 1, 5, False)
     assert (found["data"], found["checked"], found["more"], found["think"]) == ("numbers", 5, True, "off")
     assert found["context"] == 48 and found["shown"][0]["place"].startswith("problems.numbers, problem n")
+
+
+def test_a_table_of_the_recipe_that_no_sft_stage_reads_is_said_to_be_one(micro_recipe: Path, model: Path) -> None:
+    with pytest.raises(UserError, match="base: the recipe has a table of this name, but no sft stage reads it") as told:
+        inspection.source_of("base", str(model), micro_recipe, (), {}, "train")
+    assert "they read numbers" in str(told.value)
 
 
 def test_the_command_ends_with_1_where_something_is_refused_and_writes_a_page(

@@ -161,6 +161,8 @@ def test_a_place_where_no_folder_can_be_made_is_the_users_to_see(tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="no run can be written there"):
         Run(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="no run can be written there"):
+        Run(Path("/proc/none/run"))
 
 
 def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:

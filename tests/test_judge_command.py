@@ -196,6 +196,8 @@ def test_an_output_of_other_rows_is_not_gone_on_with(pool: Pool, tmp_path: Path)
 
 def test_two_commands_do_not_write_one_file(pool: Pool, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="no verdicts can be written there"), tool.appended(tmp_path, iter([])):
+        pass
     with tool.appended(out, iter([])), pytest.raises(UserError, match="another process is writing"):
         tool.run(str(written([GOOD], tmp_path / "rows.jsonl")), str(out), pool, Rules())
 

@@ -128,6 +128,10 @@ def test_from_redoes_a_stage_and_all_after_it(finished_run: Path, micro_recipe: 
     assert code == 0 and "filter         filter      reads sft-2" in out and out.count("out of date, done again") == 2
     code, _, err = motet("run", micro_recipe, "--runs", finished_run.parent, "--from", "filtr")
     assert code == 2 and "--from filtr: no such stage; did you mean 'filter'?" in err
+    code, _, err = motet("run", micro_recipe, "--runs", finished_run.parent, "--from", "xyz", "--dry-run")
+    assert code == 2 and "known are 'base'" in err and not err.rstrip().endswith(";")
+    code, _, err = motet("clean", micro_recipe, "--runs", finished_run.parent)
+    assert code == 2 and "the recipe has no clean stage; its stages are base, " in err
 
 
 def test_a_changed_stage_is_set_aside_and_done_again_while_the_others_are_left_alone(

@@ -291,12 +291,15 @@ def test_a_run_compared_with_itself_differs_nowhere(finished: tuple[Path, dict[s
 def test_comparing_shows_what_differs_and_pairs_the_last_stages_of_other_names(small: Path, copy: Path) -> None:
     (copy / "rl").rename(copy / "grpo")
     text = (copy / "resolved.json").read_text().replace('"rl"', '"grpo"').replace('"seed": 7', '"seed": 8')
-    (copy / "resolved.json").write_text(text)
+    (copy / "resolved.json").write_text(
+        text.replace('"seed": 8', '"seed": 8, "folder": "models/a-long/name-without-a-space-in-it"')
+    )
     settings = json.loads((copy / "base" / "evaluation.json").read_text())
     settings["settings"]["temperature"] = 0.6
     jsonl.write_json(copy / "base" / "evaluation.json", settings)
     shown = compare_runs(small, copy)
     assert "  seed: 7 in A, 8 in B" in shown
+    assert "  folder: unset in A, ... name-without-a-space-in-it in B" in shown
     assert "rl in A, grpo in B" in shown
     assert "Evaluation settings differ: temperature 1.0 against 0.6." in shown
 

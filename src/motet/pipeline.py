@@ -68,7 +68,7 @@ class Begun(NamedTuple):
 def plan(recipe: Recipe, folder: Path, start: str | None = None) -> list[Planned]:
     """What a run would do. `start`: this stage and all after it count as stale."""
     if start is not None and start not in recipe.stages:
-        raise UserError(f"--from {start}: no such stage; {nearest(start, list(recipe.stages))}")
+        raise UserError(f"--from {start}: no such stage; {nearest(start, list(recipe.stages))}".rstrip("; "))
     planned: list[Planned] = []
     hashes: dict[str, str] = {}
     weights = BASE

@@ -5,6 +5,7 @@ runs/NAME/ recipe.toml resolved.json lineage.json log.txt metrics.jsonl report.h
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -48,7 +49,9 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # the command says it of any file
+                raise
             raise UserError(f"{folder}: no run can be written there ({error.strerror}); give another --runs") from error
         assert file.stream is not None
         if not _locked(file.stream):

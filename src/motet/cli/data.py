@@ -47,7 +47,7 @@ def check(problems: str, overrides: tuple[str, ...], verifier: str | None, as_js
         click.echo(json.dumps(checking.as_json(found), indent=1))
     else:
         check_view.show(found)
-    sys.exit(1 if found.counts else 0)
+    sys.exit(1 if found.counts or not found.tallies else 0)
 
 
 @cli.command()
@@ -58,7 +58,7 @@ def check(problems: str, overrides: tuple[str, ...], verifier: str | None, as_js
 @click.option("--check", "most", type=click.IntRange(0), default=1000, help="Conversations checked; 0: all [1000].")
 @click.option("--full", is_flag=True, help="Show every token of long conversations too.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Whose chat and sft stage count; DATA may be "
-              "the name of one of its problem sets or stages.")  # fmt: skip
+              "the name of a problem set or stage that an sft stage reads.")  # fmt: skip
 @click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Our field and the file's column.")
 @click.option("--split", default="train", help="Split of a hub data set [train].")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder of all runs.")

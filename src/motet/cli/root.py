@@ -61,7 +61,9 @@ def pick(recipe: Recipe, kind: str, name: str | None) -> str:
         return names[0]
     if name in names:
         return str(name)
-    raise UserError(f"--stage {name or 'NAME'}: the recipe's {kind} stages are {', '.join(names) or 'none'}; name one")
+    if not names:
+        raise UserError(f"the recipe has no {kind} stage; its stages are {', '.join(recipe.stages)}")
+    raise UserError(f"--stage {name or 'NAME'}: the recipe's {kind} stages are {', '.join(names)}; name one")
 
 
 def exists(folder: Path) -> None:

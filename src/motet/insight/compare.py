@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,9 @@ def _settings(first: RunFolder, second: RunFolder) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    return "unset" if value is None else textwrap.shorten(str(value), 30, placeholder=" ...")
+    """At most 30 characters; what is cut is the beginning, since paths and ids of one kind differ at their end."""
+    text = "unset" if value is None else " ".join(str(value).split())
+    return text if len(text) <= 30 else "... " + text[-26:]
 
 
 def _stage(before: StageFolder, after: StageFolder) -> list[str]:

@@ -18,6 +18,7 @@ from motet.data.chat import ChatFormat
 from motet.data.conversations import Conversation, conversations
 from motet.data.prepare import pieces
 from motet.model.load import load_tokenizer
+from motet.model.rope import positions_of
 from motet.tasks import load_problem_set
 from motet.verify.structure import OPEN
 
@@ -53,6 +54,12 @@ def source_of(
         for own in stage.data:
             if data in (own.problems, own.stage, own.path):
                 return loaded, own, stage
+    if recipe is not None and (data in loaded.problems or data in loaded.stage) and not Path(data).exists():
+        named = [own.problems or own.stage or own.path for stage in stages for own in stage.data]
+        raise UserError(
+            f"{data}: the recipe has a table of this name, but no sft stage reads it as data; they read "
+            f"{', '.join(dict.fromkeys(map(str, named)))}"
+        )
     return loaded, SftSource(path=data, columns=columns, split=split), stages[0]
 
 
@@ -68,7 +75,8 @@ def inspect(
     items = conversations(
         source, lambda name: load_problem_set(name, recipe.problems[name], recipe.seed), runs / recipe.name
     )
-    found = _Found(chat, stage, rows, full)
+    context = _context(stage, model)
+    found = _Found(chat, context, rows, full)
     more = False
     for item in items:
         if most and found.checked == most:
@@ -82,17 +90,28 @@ def inspect(
         "stop_tokens": sorted(chat.tokenizer.decode([token]) for token in chat.stop_tokens),
         "think": chat.config.think,
         "open_think": chat.config.open_think,
-        "context": stage.context,
+        "context": context,
         "checked": found.checked,
         "more": more,
         **found.figures(),
     }
 
 
+def _context(stage: SftStage, model: str) -> int:
+    """That of an sft stage on this model: where the recipe says nothing, at most the positions that there are."""
+    if "context" in stage.model_fields_set:
+        return stage.context
+    try:
+        positions = stage.rope.positions if stage.rope is not None else positions_of(model)
+    except UserError:  # a tokenizer without a model
+        positions = None
+    return min(stage.context, positions or stage.context)
+
+
 class _Found:
-    def __init__(self, chat: ChatFormat, stage: SftStage, rows: int, full: bool) -> None:
+    def __init__(self, chat: ChatFormat, context: int, rows: int, full: bool) -> None:
         self.checked = 0
-        self._chat, self._context, self._rows, self._full = chat, stage.context, rows, full
+        self._chat, self._context, self._rows, self._full = chat, context, rows, full
         self._refused: dict[str, list[dict[str, str]]] = {check: [] for check in ABOUT}
         self._count = dict.fromkeys(ABOUT, 0)
         self._wrong = self._tokens = self._learned = self._longest = self._longer = self._unknown = self._apart = (

@@ -104,7 +104,9 @@ def refuse_unusable(name: str, config: ProblemSet) -> None:
     assert config.task is not None
     task = TASKS.get(config.task)
     if task is None:
-        raise UserError(f"problems.{name}.task: there is no {config.task!r}; {nearest(config.task, list(TASKS))}")
+        raise UserError(
+            f"problems.{name}.task: there is no {config.task!r}; {nearest(config.task, list(TASKS))}".rstrip("; ")
+        )
     if config.columns:
         raise UserError(f"problems.{name}.columns: only a set with a path has columns")
     if task.evaluation_only and config.heldout < 1.0:

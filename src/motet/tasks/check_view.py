@@ -40,6 +40,8 @@ def _summary(result: Result) -> str:
     if repeated:
         parts.append(f"{repeated:,} duplicate prompts left out")
     total = result.counts.total()
+    if not result.tallies and not total:
+        return "there is no problem in it: nothing was proved"
     if not total:
         return "; ".join([*parts, "nothing was found: every verifier accepts the gold answers and nothing else"])
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.counts.most_common())

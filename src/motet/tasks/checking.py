@@ -165,7 +165,7 @@ def run(sources: Sequence[Source], pool: Pool, recipe: Recipe | None = None) -> 
 def as_json(result: Result) -> dict[str, Any]:
     """{fine, problems: [...] by source and verifier, findings, counts, duplicates, canaries, seconds}."""
     return {
-        "fine": not result.counts,
+        "fine": not result.counts and bool(result.tallies),
         "problems": [
             {
                 "source": source,

@@ -42,7 +42,9 @@ def gsm_symbolic(
     package, helpers = _import(folder)
     languages = package.available_languages()
     if language not in languages:
-        raise UserError(f"gsm_symbolic: there is no language {language!r}; {nearest(language, list(languages))}")
+        raise UserError(
+            f"gsm_symbolic: there is no language {language!r}; {nearest(language, list(languages))}".rstrip("; ")
+        )
     questions = package.load_data(language)[:templates]
     replacements = package.load_replacements(language)
     streams = [random.Random(seed_of("gsm_symbolic", seed, q.id_shuffled)) for q in questions]

@@ -91,8 +91,12 @@ def appended(out: Path, lines: Iterator[bytes], overwrite: bool = False) -> Iter
     A torn last line, left by a kill, is dropped. Raises UserError where another process writes the file, or where its
     verdicts are not those of the first lines.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("ab+") as file:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        opened = out.open("ab+")
+    except OSError as error:
+        raise UserError(f"{out}: no verdicts can be written there ({error.strerror}); give another --out") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
