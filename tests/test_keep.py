@@ -106,6 +106,20 @@ def test_hosted_blocks_take_half_of_what_checkpoints_leave() -> None:
     assert keep.host_room(memory, 2, copies=60 * GIB) == 0
 
 
+def test_a_row_hosts_blocks_in_what_the_learners_checkpoints_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1.7B a block keeps 45,120 bytes a token: 2.75 GiB at 64K. Half of 100 GiB would hold 18 of them."""
+    monkeypatch.setattr(keep, "_in_use", lambda _: (0, 0, 0))
+    monkeypatch.setattr(keep, "host_memory", lambda: keep.SPARED + 100 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
+    found = []
+    for copies in (0, 94, 95):  # half of 6 GiB holds one, of 5 none
+        own = keeping(qwen(2048, 6144))
+        own.copies = copies * GIB
+        found.append(own(65536).count("hosted"))
+    assert found[0] > 1 and found[1:] == [1, 0]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
 def test_the_link_to_host_memory_is_as_fast_as_a_bus_can_be() -> None:

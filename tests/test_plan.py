@@ -194,6 +194,15 @@ def test_host_memory_that_a_checkpoint_does_not_find_is_no_fit(tmp_path: Path) -
     assert short["rl"].need is not None and -short["rl"].need.host_spare == pytest.approx(0.26 * GIB, rel=0.05)
 
 
+def test_blocks_are_hosted_in_half_of_what_a_checkpoint_leaves(tmp_path: Path) -> None:
+    """A block keeps 69,760 bytes a token, 4.26 GiB of 65,536; a checkpoint's copy is 44.95 GiB, and 6 are left alone:
+    half of the rest of 60 GiB holds one block, of 59 none."""
+    own = ("model.recompute=auto", "machine.memory_gib=140", "stage.sft.context=65536")
+    one, none = (stages_of(tmp_path, f"machine.host_gib={gib}", *own)["sft"].need for gib in (60, 59))
+    assert one is not None and none is not None
+    assert one.policies["hosted"] == 1 and "hosted" not in none.policies
+
+
 # ---- teachers and judges of their own
 
 TRACES = """
