@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Ph
 from motet.base.errors import UserError
 from motet.base.recipe import Model, Optimizer
 from motet.data.pack import Batch, Sample, pack
+from motet.model import blocks
 from motet.model.load import export, load_tokenizer
 from motet.train import checkpoint
 from motet.train.learner import Learner, learning_rate
@@ -73,6 +75,18 @@ def test_how_samples_fall_into_batches_moves_neither_loss_nor_gradients(model_fo
         assert other_metrics == pytest.approx(metrics, abs=1e-6)
         for name, gradient in expected.items():
             torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_blocks_know_how_much_of_host_memory_a_checkpoint_takes(
+    kind: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping = SimpleNamespace(copies=0, begin=lambda *_: None, observe=lambda: None)
+    monkeypatch.setattr(blocks, "prepare", lambda *_: keeping)
+    own = learner(model_folder, Optimizer(kind=kind))
+    train(own, range(1))
+    held = [t for name, t in own.state().items() if not name.startswith("random/") and t.ndim]
+    assert keeping.copies == sum(t.nbytes for t in held)
 
 
 def test_a_state_from_before_the_first_step_takes_the_moments_of_later_steps_back(model_folder: Path) -> None:

@@ -94,8 +94,11 @@ class Learner:
         self._optimizers = Optimizers(self._trained, inside, optimizer, self._masters)
         if self._keeping is not None:
             self._keeping.pending = self._pending
-            # a checkpoint's copy: what is stepped on and its moments
-            self._keeping.copies = 3 * sum(largest_part(p) * p.dtype.itemsize for p in self._trained.values())
+            # a checkpoint's copy: what is stepped on and its moments, Muon's one or AdamW's two
+            for part in self._optimizers.parts:
+                own = [p for group in part.param_groups for p in group["params"]]
+                values = 3 if isinstance(part, torch.optim.AdamW) else 2
+                self._keeping.copies += values * sum(largest_part(p) * p.dtype.itemsize for p in own)
             if self._mesh is not None:
                 self._keeping.agree = lambda room: min(self.world.gather(room))
                 self._keeping.spread(self._spread(optimizer), self._mesh.shape.sp)
