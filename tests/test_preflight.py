@@ -89,6 +89,16 @@ def test_a_python_that_is_none_is_named_before_a_server_would_start_with_it(faul
     assert line.startswith("engine.python: 'no/python' is no program")
 
 
+def test_adapters_without_their_package_are_told_before_the_first_stage(
+    micro_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = micro.recipe(micro_recipe, "stage.sft.lora.rank=4")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (line,) = preflight.missing(recipe, ["sft"])
+    assert line.startswith("stage.sft.lora: adapters need the package peft: python3 tools/install.py --extras lora")
+    assert preflight.missing(recipe, ["base"]) == []
+
+
 def test_a_dry_run_tells_it_and_ends_well(faulty: Path) -> None:
     done = CliRunner().invoke(cli, ["run", str(faulty), "--dry-run"])
     assert done.exit_code == 0 and "not here, and a run would stop at once:" in done.output

@@ -145,6 +145,8 @@ def _checks(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, Callab
         stage, place = recipe.stage[name], f"stage.{name}"
         if isinstance(stage, SynthesizeStage | FilterStage | RlStage):
             sets |= dict.fromkeys(mix.problems for mix in stage.problems if mix.problems is not None)
+        if isinstance(stage, SftStage | RlStage) and stage.lora is not None:
+            yield f"{place}.lora", places.check_peft
         if isinstance(stage, SftStage | CleanStage | FilterStage):
             sets |= dict.fromkeys(row.problems for row in stage.data if row.problems is not None)
             for i, row in enumerate(stage.data):

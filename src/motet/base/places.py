@@ -44,6 +44,15 @@ def check_data(path: str) -> None:
         raise UserError(f"{path}: no such file or folder (a hub data set is owner/name){_beside(path)}")
 
 
+def check_peft() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("peft") is None:
+        raise UserError(
+            "adapters need the package peft: python3 tools/install.py --extras lora, or pip install 'motet[lora]'"
+        )
+
+
 def check_file(path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file{_beside(path)}")
