@@ -312,16 +312,27 @@ def run_trl(folder: Path, lengths: list[int], system: str, begin: Any, end: Any,
         report_to="none", disable_tqdm=True, shuffle_dataset=False, use_cpu=not on_gpu,
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
-    order = iter(lengths)
+    taken: list[int] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            end(next(order))
+            assert taken == lengths[: len(taken)], f"steps of {taken} tokens, where {lengths} were asked for"
+            end(taken[-1])
 
-    SFTTrainer(
+    class InOrder(SFTTrainer):
+        """A Trainer draws its rows at random."""
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
+
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            taken.append(inputs["input_ids"].shape[1])
+            return super().compute_loss(model, inputs, *rest, **named)
+
+    InOrder(
         model, arguments, train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
         processing_class=tokenizer(), callbacks=[Clock()],
     ).train()  # fmt: skip

@@ -42,6 +42,30 @@ def test_a_sound_model_passes_in_processes_of_its_own() -> None:
     assert max(map(len, result.output.splitlines())) <= 120
 
 
+def test_in_bfloat16_rows_and_processes_are_held_against_float32(patient: checks.Patient, tmp_path: Path) -> None:
+    low = replace(patient, dtype="bfloat16")
+    found = list(checks.rows(low))
+    assert {f.measure for f in found} == {"loss, from float32", "gradients, from float32"}
+    assert list(checks.spread_alone(low)) == []
+    (spread,) = mesh_worker.run(2, [(2, partial(all_of, replace(low, mesh=(1, 2, 1))))], tmp_path)
+    assert {f.status for f in (*found, *spread[0])} == {"ok"} and len(spread[0]) == 8
+
+
+def all_of(patient: checks.Patient, world: World, folder: Path) -> list[Finding]:
+    return list(checks.spread(patient, world))
+
+
+def test_a_check_that_dies_costs_the_others_nothing(patient: checks.Patient, tmp_path: Path) -> None:
+    found = list(examine._one_by_one(["packing", "nothing", "head"], patient, tmp_path, 60.0))
+    assert [{f.status for f in one.findings} for one in found] == [{"ok"}, {"failed"}, {"ok"}]
+    assert "KeyError" in found[1].findings[0].reason
+
+
+def test_a_mesh_that_was_asked_for_and_cannot_be_run_is_no_success() -> None:
+    result = CliRunner().invoke(cli, ["doctor", "tiny", "--only", "processes", "--mesh", "1,1,5"])
+    assert result.exit_code == 2 and "sp = 5 does not divide the model's 12 attention heads" in result.output
+
+
 def test_two_processes_that_share_rows_are_the_same_as_one() -> None:
     result = CliRunner().invoke(cli, ["doctor", "tiny", "--only", "processes", "--mesh", "1,1,2"])
     assert result.exit_code == 0, result.output
@@ -183,9 +207,11 @@ def test_a_wrong_step_in_bfloat16_is_farther_from_float32_than_rounding_is(patie
 
 def test_a_process_that_dies_is_a_finding_and_not_the_end(patient: checks.Patient, tmp_path: Path) -> None:
     broken = replace(patient, path=str(tmp_path / "nothing-here"))
-    found = examine._examined("packing", broken, 1, tmp_path, 60.0)
-    assert [f.status for f in found.findings] == ["failed"] and "nothing-here" in found.findings[0].reason
-    assert "failed" in view.lines(found)
+    found = list(examine._one_by_one(["packing", "head"], broken, tmp_path, 60.0))
+    assert [one.check for one in found] == ["packing", "head"]
+    for one in found:
+        assert [f.status for f in one.findings] == ["failed"] and "nothing-here" in one.findings[0].reason
+        assert "failed" in view.lines(one)
 
 
 def test_on_a_gpu_no_process_is_a_fork_of_one_that_may_have_looked_at_the_driver(
@@ -194,7 +220,7 @@ def test_on_a_gpu_no_process_is_a_fork_of_one_that_may_have_looked_at_the_driver
     as_on_a_gpu = worker.context("cuda")
     assert as_on_a_gpu.get_start_method() == "spawn"
     monkeypatch.setattr(worker, "context", lambda _: as_on_a_gpu)
-    found = examine._examined("packing", patient, 1, tmp_path, 120.0)
+    (found,) = examine._one_by_one(["packing"], patient, tmp_path, 120.0)
     assert {f.status for f in found.findings} == {"ok"}
 
 

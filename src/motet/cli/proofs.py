@@ -60,7 +60,7 @@ def doctor(model: str, meshes: tuple[str, ...], only: tuple[str, ...], device: s
     """Prove on MODEL, a folder, a hub id or "tiny", that packing, micro-batches, the loss head, recomputation, several
     processes and resume change nothing but speed.
 
-    Each check runs in processes of its own. Exit status 1: something differs.
+    Checks run in processes of their own. Exit status 1: something differs; 2: a mesh that --mesh asks for was not run.
     """
     from motet.base.errors import UserError
     from motet.doctor import examine, view
@@ -79,4 +79,7 @@ def doctor(model: str, meshes: tuple[str, ...], only: tuple[str, ...], device: s
             found.append(one)
             click.echo(view.lines(one))
     click.echo(view.summary(found))
-    sys.exit(1 if any(finding.failed for one in found for finding in one.findings) else 0)
+    asked = [finding for one in found if meshes and one.check == "processes" for finding in one.findings]
+    if any(finding.failed for one in found for finding in one.findings):
+        sys.exit(1)
+    sys.exit(2 if any(finding.status == "not run" for finding in asked) else 0)

@@ -17,7 +17,7 @@ import torch
 
 from motet.base.recipe import Mesh, Model, Optimizer
 from motet.data.pack import Batch, Sample, pack
-from motet.doctor.finding import TOLERANCE, Finding, Step, apart, compare, no_farther
+from motet.doctor.finding import TOLERANCE, Finding, Step, against, apart, compare
 from motet.model.blocks import blocks_of
 from motet.model.recompute import Policy, apply
 from motet.rl.objectives import ClippedPolicyLoss
@@ -52,7 +52,13 @@ class Patient:
     def learner(self, world: World | None = None, mesh: Mesh | None = None, **model: Any) -> Learner:
         settings = {"path": self.path, "device": self.device, "dtype": self.dtype} | model
         optimizer = Optimizer(learning_rate=1e-3, warmup_steps=0, schedule="constant")
-        return Learner(self.path, Model(**settings), optimizer, 8, mesh=mesh, world=world)
+        return Learner(self.path, Model(**settings), optimizer, 8, mesh=mesh, world=world, any_length=True)
+
+    def truths(self, steps: Callable[[Learner], list[Step]]) -> list[Step]:
+        """What they are in float32, uncompiled and with everything kept; nothing where all is in float32 already."""
+        if self.dtype == "float32":
+            return []
+        return steps(self.learner(dtype="float32", recompute="none", compile="off"))
 
 
 def packing(patient: Patient) -> Iterator[Finding]:
@@ -70,15 +76,15 @@ def packing(patient: Patient) -> Iterator[Finding]:
 
 def rows(patient: Patient) -> Iterator[Finding]:
     """One row of all documents, against rows of few and of one each."""
+    truths = patient.truths(lambda exact: [step(exact, [samples(exact, LENGTHS)], on) for on in (False, True)])
     own = patient.learner()
     documents = samples(own, LENGTHS)
-    whole = step(own, [documents])
-    yield from compare("rows: one row against several", whole, step(own, _packed(documents)), patient.dtype)
-    each = step(own, [[document] for document in documents])
-    yield from compare("rows: one row against one a document", whole, each, patient.dtype)
-    whole = step(own, [documents], reinforced=True)
-    several = step(own, _packed(documents), reinforced=True)
-    yield from compare("rows: one row against several, RL", whole, several, patient.dtype)
+    several, each = _packed(documents), [[document] for document in documents]
+    for words, reinforced in (("", False), (", RL", True)):
+        whole = step(own, [documents], reinforced)
+        for name, way in [("several", several)] + [("one a document", each)] * (not reinforced):
+            what, found = f"rows: one row against {name}{words}", step(own, way, reinforced)
+            yield from against(what, truths[reinforced : reinforced + 1], whole, found, patient.dtype)
 
 
 def head(patient: Patient) -> Iterator[Finding]:
@@ -116,7 +122,7 @@ def recompute(patient: Patient) -> Iterator[Finding]:
     """Each policy of recomputation, against none, uncompiled; on a GPU compiled as well."""
     documents: list[Sample] = []
     expected: Step | None = None
-    truth: Step | None = None
+    truth: list[Step] = []
     options = [(policy, "off") for policy in get_args(Policy) if policy != "hosted"]
     if patient.device == "cuda" and patient.dtype != "float32":
         options += [(policy, "on") for policy in ("none", "attention", "hosted")]
@@ -130,8 +136,8 @@ def recompute(patient: Patient) -> Iterator[Finding]:
         if compiled == "off":
             yield from compare(f"recompute: {policy} against none", expected, found, patient.dtype)
             continue
-        truth = truth or step(patient.learner(dtype="float32", recompute="none", compile="off"), [documents])
-        yield from no_farther(f"recompute: {policy}, compiled, and none", truth, expected, found, patient.dtype)
+        truth = truth or patient.truths(lambda exact: [step(exact, [samples(exact, LENGTHS)])])
+        yield from against(f"recompute: {policy}, compiled, and none", truth, expected, found, patient.dtype)
     own = patient.learner(recompute="offload", compile="off")
     apply(blocks_of(own.model), "offload", tile=MOST)
     assert expected is not None
@@ -141,8 +147,12 @@ def recompute(patient: Patient) -> Iterator[Finding]:
 
 def spread_alone(patient: Patient) -> Iterator[Finding]:
     """The steps of `spread` in one process, left for it."""
-    own = patient.learner()
-    torch.save([vars(found) for _, found in _steps(own)], Path(patient.scratch) / "alone.pt")
+
+    def saved(own: Learner) -> list[Step]:
+        return [found for _, found in _steps(own)]
+
+    left = {"truths": patient.truths(saved), "alone": saved(patient.learner())}
+    torch.save({name: [vars(one) for one in steps] for name, steps in left.items()}, Path(patient.scratch) / "alone.pt")
     return iter(())
 
 
@@ -150,10 +160,11 @@ def spread(patient: Patient, world: World) -> Iterator[Finding]:
     """The same steps on a mesh."""
     replicate, shard, sp = patient.mesh
     own = patient.learner(world, Mesh(dp_replicate=replicate, dp_shard=shard, sp=sp))
-    alone = torch.load(Path(patient.scratch) / "alone.pt", weights_only=True, map_location=own.device)
-    name = called(patient.mesh)
-    for (words, found), expected in zip(_steps(own), alone, strict=True):
-        yield from compare(f"processes: {name} against one, {words}", Step(**expected), found, patient.dtype)
+    left = torch.load(Path(patient.scratch) / "alone.pt", weights_only=True, map_location=own.device)
+    truths, alone = ([Step(**one) for one in left[name]] for name in ("truths", "alone"))
+    for place, (words, found) in enumerate(_steps(own)):
+        what = f"processes: {called(patient.mesh)} against one, {words}"
+        yield from against(what, truths[place : place + 1], alone[place], found, patient.dtype)
 
 
 def called(mesh: tuple[int, int, int]) -> str:
@@ -186,14 +197,13 @@ def resume(patient: Patient) -> Iterator[Finding]:
     yield Finding("resume: killed in step 3 of 4, against uninterrupted", "weights", 0.0, worst)
 
 
-ALONE: dict[str, tuple[Callable[[Patient], Iterator[Finding]], ...]] = {
-    "packing": (packing,),
-    "rows": (rows,),
-    "head": (head,),
-    "recompute": (recompute,),
-    "resume": (resume_killed, resume),
+ALONE: dict[str, Callable[[Patient], Iterator[Finding]]] = {
+    "packing": packing,
+    "rows": rows,
+    "head": head,
+    "recompute": recompute,
 }
-"""Checks of one process; the second function runs in a process after the first's."""
+"""Checks of one process."""
 
 
 def samples(own: Learner, lengths: Sequence[int], seed: int = 0) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""`motet doctor`: which checks a model gets on this machine, each in processes of its own.
+"""`motet doctor`: which checks a model gets on this machine, in processes of their own.
 
 A check that dies, hangs or raises is a finding like any other; the next one runs all the same.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from motet.base import jsonl
 from motet.base.errors import UserError
@@ -26,7 +27,7 @@ from motet.doctor import worker
 from motet.doctor.checks import ALONE, Patient, called, divisor
 from motet.doctor.finding import Finding, decode, not_run
 from motet.model.load import load_config
-from motet.plan.sizing import sizes_of
+from motet.plan.sizing import parameters_in_words, sizes_of
 
 LIMIT = 600.0
 """Seconds for one check."""
@@ -88,18 +89,10 @@ def examine(
     case: Case, scratch: Path, only: Sequence[str] = (), meshes: Sequence[Axes] = (), limit: float = LIMIT
 ) -> Iterator[Examined]:
     """`only`: names of checks; `meshes` instead of meshes_of."""
-    for name, functions in ALONE.items():
-        if only and name not in only:
-            continue
-        patient = Patient(case.path, case.device, case.dtype, (1, 1, 1), str(scratch))
-        if name == "resume":
-            patient = replace(patient, device="cpu", dtype="float32")
-            if case.parameters > SMALL:
-                what = "resume: killed and resumed against uninterrupted"
-                reason = f"{case.parameters / 1e9:.1f} B parameters are too many for a CPU, where it holds bit for bit"
-                yield Examined(name, [not_run(what, reason)], 0.0)
-                continue
-        yield _examined(name, patient, len(functions), scratch, limit)
+    patient = Patient(case.path, case.device, case.dtype, (1, 1, 1), str(scratch))
+    yield from _one_by_one([name for name in ALONE if not only or name in only], patient, scratch, limit)
+    if not only or "resume" in only:
+        yield _resumed(case, replace(patient, device="cpu", dtype="float32"), scratch, limit)
     if not only or "processes" in only:
         yield from _processes(case, scratch, [(mesh, "") for mesh in meshes] or list(meshes_of(case)), limit)
 
@@ -124,7 +117,7 @@ def _processes(case: Case, scratch: Path, meshes: list[tuple[Axes, str]], limit:
 
 def _refused(case: Case, mesh: Axes, size: int) -> str:
     if not case.processes_on:
-        return f"{case.gpus} GPU here, and {case.parameters / 1e9:.1f} B parameters are too many for CPU processes"
+        return f"{case.gpus} GPU here, and {parameters_in_words(case.parameters)} are too many for CPU processes"
     if case.heads % mesh[2]:
         return f"sp = {mesh[2]} does not divide the model's {case.heads} attention heads"
     if case.processes_on == "cuda" and size > case.gpus:
@@ -132,14 +125,42 @@ def _refused(case: Case, mesh: Axes, size: int) -> str:
     return ""
 
 
-def _examined(name: str, patient: Patient, count: int, scratch: Path, limit: float) -> Examined:
+def _one_by_one(names: Sequence[str], patient: Patient, scratch: Path, limit: float) -> Iterator[Examined]:
+    """In one process as long as it lives: to start one takes longer than most checks."""
+    left, log = list(names), scratch / "log-0"
+    while left:
+        outs = [_out(scratch, name) for name in left]
+        (environment,) = _environments(1)
+        process = worker.context(patient.device).Process(
+            target=worker.one_by_one, args=(list(zip(left, outs, strict=True)), patient, log, environment)
+        )
+        process.start()
+        for out in outs:
+            began = time.monotonic()
+            while not out.exists() and process.exitcode is None and time.monotonic() < began + limit:
+                wait([process.sentinel], timeout=0.2)
+            words = "" if out.exists() else _said(process, log, limit)
+            yield Examined(left[0], _findings(str(out), words, left[0]), time.monotonic() - began)
+            del left[0]
+            if words:
+                break
+        else:
+            wait([process.sentinel], timeout=limit)
+        process.kill()
+        process.join()
+
+
+def _resumed(case: Case, patient: Patient, scratch: Path, limit: float) -> Examined:
+    """A process that kills itself, and one that goes on."""
     began = time.monotonic()
-    found, words = "", ""
-    for place in range(count):
-        found, words = _run(name, place, patient, 1, scratch, limit, dies=place < count - 1)
-        if words:
-            break
-    return Examined(name, _findings(found, words, name), time.monotonic() - began)
+    if case.parameters > SMALL:
+        what = "resume: killed and resumed against uninterrupted"
+        reason = f"{parameters_in_words(case.parameters)} are too many for a CPU, where it holds bit for bit"
+        return Examined("resume", [not_run(what, reason)], 0.0)
+    found, words = _run("resume", 0, patient, 1, scratch, limit, dies=True)
+    if not words:
+        found, words = _run("resume", 1, patient, 1, scratch, limit)
+    return Examined("resume", _findings(found, words, "resume"), time.monotonic() - began)
 
 
 def _findings(found: str, words: str, what: str) -> list[Finding]:
@@ -153,9 +174,7 @@ def _run(
 ) -> tuple[str, str]:
     """Starts the processes and waits. Returns the file of their findings, and what went wrong, in words. One that is
     meant to kill itself has no findings."""
-    out = scratch / f"{name}-{place}.json"
-    out.unlink(missing_ok=True)
-    started = []
+    out, started = _out(scratch, name, place), []
     for rank, environment in enumerate(_environments(size)):
         log = scratch / f"log-{rank}"
         work = (name, place, patient, out, log, environment)
@@ -167,6 +186,12 @@ def _run(
         died = started[0].exitcode == -signal.SIGKILL
         return "", "" if died else words or "the process that was to be killed lived on"
     return str(out), words if words or out.exists() else "it left no findings"
+
+
+def _out(scratch: Path, name: str, place: int = 0) -> Path:
+    out = scratch / f"{name}-{place}.json"
+    out.unlink(missing_ok=True)
+    return out
 
 
 def _wait(processes: Sequence[BaseProcess], limit: float, scratch: Path) -> str:
@@ -186,9 +211,16 @@ def _wait(processes: Sequence[BaseProcess], limit: float, scratch: Path) -> str:
         return f"no answer after {limit:.0f} s"
     if failed is None:
         return ""
-    lines = (scratch / f"log-{failed}").read_text(errors="replace").strip().splitlines()
+    return _said(processes[failed], scratch / f"log-{failed}", limit)
+
+
+def _said(process: BaseProcess, log: Path, limit: float) -> str:
+    """Why a process left no findings."""
+    if process.exitcode is None:
+        return f"no answer after {limit:.0f} s"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     said = next((line for line in reversed(lines) if line.strip()), "nothing")
-    return f"a process ended with {processes[failed].exitcode}, and said last: {said}"
+    return f"a process ended with {process.exitcode}, and said last: {said}"
 
 
 def _environments(size: int) -> Iterator[dict[str, str]]:
@@ -207,6 +239,7 @@ def _environments(size: int) -> Iterator[dict[str, str]]:
 
 def _tiny(folder: Path) -> Path:
     """12 query heads and 2 key heads: key heads are repeated where more processes share a row."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(

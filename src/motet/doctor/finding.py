@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,9 +70,9 @@ FARTHER = 1.25
 
 
 def no_farther(what: str, truth: Step, plain: Step, found: Step, dtype: str) -> list[Finding]:
-    """Of what rounds elsewhere than the plain path does, as a compiled block that skips roundings: two results that are
-    equally right are as far apart as both are wrong. `truth` is the step in float32; `found` may be as far from it as
-    `plain` is, times FARTHER, or as TOLERANCE says."""
+    """Of what rounds elsewhere than the plain path does, as a compiled block that skips roundings, or rows of other
+    lengths: two results that are equally right are as far apart as both are wrong. `truth` is the step in float32;
+    `found` may be as far from it as `plain` is, times FARTHER, or as TOLERANCE says."""
     bounds = TOLERANCE[dtype]
     losses = [abs(one.loss - truth.loss) for one in (plain, found)]
     gradients = [apart(truth.gradients, one.gradients) for one in (plain, found)]
@@ -80,6 +80,11 @@ def no_farther(what: str, truth: Step, plain: Step, found: Step, dtype: str) -> 
         Finding(what, f"{measure}, from float32", max(bounds[measure], FARTHER * own), other)
         for measure, (own, other) in (("loss", losses), ("gradients", gradients))
     ]
+
+
+def against(what: str, truth: Sequence[Step], plain: Step, found: Step, dtype: str) -> list[Finding]:
+    """`truth`: the step in float32, or nothing where `plain` is that."""
+    return no_farther(what, truth[0], plain, found, dtype) if truth else compare(what, plain, found, dtype)
 
 
 def apart(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from motet.doctor.examine import Case, Examined
+from motet.plan.sizing import parameters_in_words
 
 HEAD = f"{'compared':<62}{'measure':<18}{'tolerance':>10}{'difference':>11}  result"
 
@@ -13,7 +14,7 @@ def title(model: str, case: Case) -> str:
     place = f"{case.gpus} GPU" if case.device == "cuda" else "CPU"
     processes = {"cuda": "nccl", "cpu": "gloo on the CPU in float32", "": "none"}[case.processes_on]
     return (
-        f"{model}: {case.parameters / 1e6:,.1f} M parameters, {case.heads} heads\n"
+        f"{model}: {parameters_in_words(case.parameters)}, {case.heads} heads\n"
         f"on {place}, {case.dtype}; several processes: {processes}\n\n{HEAD}"
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def process(
 ) -> None:
     """Runs function `place` of a check and writes its findings. `environment` is torchrun's where several processes
     run one check; they find the same, and the first one writes it."""
+    _prepare(patient, log, environment)
+    found = findings(name, place, patient)
+    if os.environ.get("RANK", "0") == "0":
+        jsonl.write_json(out, {"findings": encode(found)})
+
+
+def one_by_one(
+    names: Sequence[tuple[str, Path]], patient: checks.Patient, log: Path, environment: Mapping[str, str]
+) -> None:
+    """Runs checks of one process and writes the findings of each as it ends."""
+    _prepare(patient, log, environment)
+    for name, out in names:
+        jsonl.write_json(out, {"findings": encode(checks.ALONE[name](patient))})
+        torch._dynamo.reset()  # it compiles one function for a few models only
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _prepare(patient: checks.Patient, log: Path, environment: Mapping[str, str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -42,14 +62,11 @@ def process(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if patient.device == "cpu":
         torch.set_num_threads(1)
-    found = findings(name, place, patient)
-    if os.environ.get("RANK", "0") == "0":
-        jsonl.write_json(out, {"findings": encode(found)})
 
 
 def findings(name: str, place: int, patient: checks.Patient) -> list[Finding]:
-    if name != "spread":
-        return list(checks.ALONE[name][place](patient))
+    if name == "resume":
+        return list((checks.resume_killed, checks.resume)[place](patient))
     if place == 0:
         return list(checks.spread_alone(patient))
     world = World.join(TIMEOUT, TIMEOUT, patient.device == "cuda")

@@ -24,6 +24,13 @@ def sizes_of(model: Model) -> Sizes:
     return from_table(table) if table is not None else from_config(_config(model))
 
 
+def parameters_in_words(count: int) -> str:
+    """ "56,640 parameters", "596 M parameters", "1.72 B parameters"."""
+    if count < 1e6:
+        return f"{count:,} parameters"
+    return f"{count / 1e6:,.0f} M parameters" if count < 1e9 else f"{count / 1e9:.2f} B parameters"
+
+
 def positions_of(model: Model) -> int | None:
     """The model's own number of positions, where it is known."""
     if model.tiny is not None:

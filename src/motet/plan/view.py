@@ -6,6 +6,7 @@ from motet.model.footprint import MARGIN
 from motet.plan.probe import Probed, measured_factor
 from motet.plan.report import COLUMNS, Plan, Row, StagePlan
 from motet.plan.setup import Need, Sampling
+from motet.plan.sizing import parameters_in_words
 
 GIB = 2**30
 
@@ -14,7 +15,7 @@ def text(plan: Plan) -> str:
     machine, sizes = plan.machine, plan.sizes
     place = f"{machine.nodes} x {machine.gpus} GPUs of {machine.memory_gib:.1f} GiB" if plan.on_gpu else "CPU"
     lines = [
-        f"{plan.name}: {plan.model}, {sizes.parameters / 1e9:.2f} B parameters ({sizes.layers} blocks of width "
+        f"{plan.name}: {plan.model}, {parameters_in_words(sizes.parameters)} ({sizes.layers} blocks of width "
         f"{sizes.width}, vocabulary {sizes.vocabulary:,}), {plan.dtype}",
         f"on {place}, of which {plan.usable / GIB:.1f} are planned with"
         + (f" ({100 * MARGIN:.0f} % are left for fragmentation)" if plan.on_gpu else ""),
