@@ -41,7 +41,7 @@ def motet(options: argparse.Namespace) -> dict[str, Any]:
     model = Model(path=str(options.model), dtype="bfloat16" if CUDA else "float32")
     config = RlStage(
         kind="rl", problems=(Mix(problems="parity"),), steps=options.steps, prompts_per_step=PROMPTS, group_size=GROUP,
-        micro_batch_tokens=8832,  # a prompt once for its eight completions, four prompts: two passes
+        micro_batch_tokens=12_288,  # 32 rollouts of 128 + 256 tokens: two passes
         optimizer=Optimizer(learning_rate=SETTINGS["learning_rate"], schedule="constant", warmup_steps=0),
         algorithm=Algorithm(
             clip_low=SETTINGS["clip_low"], clip_high=SETTINGS["clip_high"], aggregation="tokens", guard=Guard(on=False),

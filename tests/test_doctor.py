@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -59,6 +60,13 @@ def test_a_check_that_dies_costs_the_others_nothing(patient: checks.Patient, tmp
     found = list(examine._one_by_one(["packing", "nothing", "head"], patient, tmp_path, 60.0))
     assert [{f.status for f in one.findings} for one in found] == [{"ok"}, {"failed"}, {"ok"}]
     assert "KeyError" in found[1].findings[0].reason
+
+
+def test_no_ratio_lies_so_near_a_clip_that_rounding_takes_it_across() -> None:
+    """ln 0.8 = -0.223 and ln 1.28 = 0.247."""
+    moves = (-0.6, -0.1, 0.1, 0.6)
+    assert moves == checks.REWEIGHTED
+    assert min(abs(move - bound) for move in moves for bound in (math.log(0.8), math.log(1.28))) > 0.12
 
 
 def test_a_mesh_that_was_asked_for_and_cannot_be_run_is_no_success() -> None:
