@@ -34,7 +34,7 @@ MOST = 60
 FEW = (18, 10)
 """Fewer documents than processes: one has nothing to do."""
 REWEIGHTED = (-0.6, -0.1, 0.1, 0.6)
-"""By how much a token's anchor is moved: ratios lie on both sides of either clip, and none where rounding takes it across."""
+"""By how much a token's anchor is moved: to both sides of either clip, and never to where rounding takes it across."""
 
 
 @dataclass(frozen=True)
