@@ -166,6 +166,14 @@ def test_every_row_is_checked_and_counted_by_check(data: Path, model: Path) -> N
     assert found_in(data, model, most=1)["more"] and found_in(data, model, "chat.think=off")["refused"] == 1
 
 
+def test_of_rows_that_cannot_be_read_nothing_is_said_to_be_ok(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "x"}\n')
+    lines = inspection_view.text(found_in(path, model), colour=False).splitlines()
+    assert [line for line in lines if line.split()[1:2] == ["ok"]] == []
+    assert sum("no row to check" in line for line in lines) == len(inspection.ABOUT) - 1
+
+
 def test_what_does_not_fit_the_context_is_said(data: Path, model: Path) -> None:
     (note,) = found_in(data, model, "stage.sft.context=5")["notes"]
     assert note.startswith("1 training examples are longer than context = 5: an sft stage drops and counts them")

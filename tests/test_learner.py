@@ -77,16 +77,20 @@ def test_how_samples_fall_into_batches_moves_neither_loss_nor_gradients(model_fo
             torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_blocks_know_how_much_of_host_memory_a_checkpoint_takes(
-    kind: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "offload"), [("adamw", "off"), ("muon", "off"), ("adamw", "on")])
+def test_blocks_know_how_much_of_host_memory_checkpoints_and_moments_take(
+    kind: Any, offload: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what an optimizer's first step is about to allocate."""
     keeping = SimpleNamespace(copies=0, begin=lambda *_: None, observe=lambda: None)
     monkeypatch.setattr(blocks, "prepare", lambda *_: keeping)
-    own = learner(model_folder, Optimizer(kind=kind))
+    own = learner(model_folder, Optimizer(kind=kind, offload=offload))
+    trained = sum(p.nbytes for p in own._trained.values())
+    _, to_come = own._pending()
     train(own, range(1))
-    held = [t for name, t in own.state().items() if not name.startswith("random/") and t.ndim]
-    assert keeping.copies == sum(t.nbytes for t in held)
+    held = sum(t.nbytes for name, t in own.state().items() if not name.startswith("random/") and t.ndim)
+    assert (to_come, own._pending()[1]) == (held - trained, 0)
+    assert keeping.copies == held + (to_come if offload == "on" else 0)
 
 
 def test_a_state_from_before_the_first_step_takes_the_moments_of_later_steps_back(model_folder: Path) -> None:

@@ -274,6 +274,16 @@ def test_a_setting_of_a_domain_that_the_mixture_leaves_out_is_refused_with_what_
         refused(tree)
 
 
+def test_a_setting_of_a_domain_that_is_left_out_is_refused_before_the_stages_before_it(
+    recipe: Path, model: Path, tmp_path: Path
+) -> None:
+    chosen = of_two_domains(recipe, {"stage": "filter", "domain": "even"}, domain_rewards={"odd": {"incorrect": -1.0}})
+    chosen["model"]["path"] = str(model)
+    with pytest.raises(UserError, match=r"stage\.rl\.domain_rewards: 'odd' is set here"):
+        run(alarm_runs.check(chosen, "test"), tmp_path / "run")
+    assert not (tmp_path / "run" / "filter").exists()
+
+
 def test_a_setting_of_a_domain_that_another_share_of_the_mixture_has_is_taken(recipe: Path) -> None:
     both = [{"problems": "numbers", "domain": "even"}, {"problems": "numbers", "domain": "odd"}]
     refused(of_two_domains(recipe, *both, domain_rewards={"odd": {"incorrect": -1.0}}))
@@ -286,7 +296,7 @@ def refused(tree: dict[str, Any]) -> None:
     assert isinstance(stage, RlStage)
     with Run(Path(chosen.problems["numbers"].path or "").with_name("run"), console=False) as opened:
         context = Context(chosen, opened, "")
-        context.refuse_unknown_domains("rl", {"domain_rewards": stage.domain_rewards}, stage.problems)
+        context.refuse_domain_settings("rl", stage)
 
 
 def test_a_filters_band_for_a_domain_that_no_problem_has_is_refused_before_anything_is_sampled(

@@ -133,7 +133,10 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(tmp_path: Path,
     run = Run(tmp_path / "run", console=False)
     run.trackers = tracking.trackers(recipe, run.folder)
     run.close()
-    assert "tracking: wandb is not installed: pip install 'motet[wandb]'" in log_of(run)
+    assert (
+        "tracking: wandb is not installed: python3 tools/install.py --extras wandb, or pip install 'motet[wandb]'"
+        in log_of(run)
+    )
 
 
 # ---- the trackers' own interfaces

@@ -125,6 +125,9 @@ def run(
             open_run.trackers = trackers(recipe, folder)
         context = _context(recipe, open_run, world)
         try:
+            for item in to_do:  # before the stages that it would cost
+                if isinstance(item.stage, RlStage):
+                    world.first(partial(context.refuse_domain_settings, item.name, item.stage))
             for item in planned:
                 if only is None or item.name in only:
                     _advance(item, context, folder)

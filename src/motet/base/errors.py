@@ -20,6 +20,10 @@ class Elsewhere(UserError):
     """Raised by the other processes of a run when the first one has failed; that one says what it was."""
 
 
+def how_to_install(extra: str) -> str:
+    return f"python3 tools/install.py --extras {extra}, or pip install 'motet[{extra}]'"
+
+
 @contextmanager
 def naming(key: str) -> Iterator[None]:
     """Errors inside say which key of the recipe led there: "stage.sft.data[0]: rows.jsonl, line 3: ..."."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, how_to_install
 from motet.base.tables import is_hub_id
 
 
@@ -48,9 +48,7 @@ def check_peft() -> None:
     from importlib.util import find_spec
 
     if find_spec("peft") is None:
-        raise UserError(
-            "adapters need the package peft: python3 tools/install.py --extras lora, or pip install 'motet[lora]'"
-        )
+        raise UserError(f"adapters need the package peft: {how_to_install('lora')}")
 
 
 def check_file(path: str) -> None:

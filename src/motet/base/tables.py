@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, how_to_install
 from motet.base.json_list import read_list
 from motet.base.recipe import nearest
 
@@ -201,7 +201,7 @@ def _read_hub(path: str, split: str, once: bool) -> Iterator[Row | UserError]:
         from datasets import load_dataset
     except ImportError:
         raise UserError(
-            f"{path}: no such file or folder; to fetch it from the Hugging Face hub, pip install 'motet[hub]'"
+            f"{path}: no such file or folder; to fetch it from the Hugging Face hub, {how_to_install('hub')}"
         ) from None
     name, _, configuration = path.partition(":")
     number = 0

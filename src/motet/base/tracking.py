@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from motet.base.errors import how_to_install
 from motet.base.recipe import Recipe
 from motet.base.records import content_id
 from motet.base.run import log
@@ -77,7 +78,7 @@ class Background:
                 what(sink)
             sink.finish()
         except ImportError:
-            self._say(f"is not installed: pip install 'motet[{self.name}]'")
+            self._say(f"is not installed: {how_to_install(self.name)}")
         except (Exception, SystemExit) as error:  # whatever a tracker does, the run goes on
             self._say(f"failed and gets no more figures ({type(error).__name__}: {error})")
 

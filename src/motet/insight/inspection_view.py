@@ -22,7 +22,7 @@ def text(found: Mapping[str, Any], colour: bool) -> str:
     """At most 110 columns. Without colour nothing is lost: each line says whether its tokens are learned."""
     lines = [part for line in _head(found) for part in _wrapped(line)] + [""]
     for check in found["checks"]:
-        lines.append(f"  {check['check']:<8}{_result(check):<16}{check['about']}")
+        lines.append(f"  {check['check']:<8}{_result(check, found):<16}{check['about']}")
         for example in check["examples"]:
             lines += _wrapped(f"      {_at(example)}{example['detail']}")
     for note in found["notes"]:
@@ -36,9 +36,7 @@ def text(found: Mapping[str, Any], colour: bool) -> str:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    rows = [
-        [c["check"], "ok" if not c["refused"] else f"{c['refused']:,} refused", c["about"]] for c in found["checks"]
-    ]
+    rows = [[c["check"], _result(c, found), c["about"]] for c in found["checks"]]
     why = "".join(f"<li>{escape(_at(e) + e['detail'])}</li>" for c in found["checks"] for e in c["examples"])
     why += "".join(f"<li>{escape(note)}</li>" for note in found["notes"])
     head = "".join(f"<p>{escape(line)}</p>" for line in _head(found))
@@ -72,8 +70,10 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
 
-def _result(check: Mapping[str, Any]) -> str:
-    return f"{check['refused']:,} refused" if check["refused"] else "ok"
+def _result(check: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if check["refused"]:
+        return f"{check['refused']:,} refused"
+    return "ok" if found["tokens_max"] else "no row to check"
 
 
 def _at(example: Mapping[str, str]) -> str:

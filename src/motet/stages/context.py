@@ -114,6 +114,12 @@ class Context:
                     f"out. Take {domain!r} out of {key}, or give the mixture a share of it"
                 )
 
+    def refuse_domain_settings(self, stage: str, config: RlStage) -> None:
+        """The same for all settings of an RL stage that name domains."""
+        weights = config.algorithm.domain_weights
+        named: dict[str, Iterable[str]] = {"domain_rewards": config.domain_rewards, "algorithm.domain_weights": weights}
+        self.refuse_unknown_domains(stage, named, config.problems)
+
     def refuse_long_prompts(self, stage: str, problems: Iterable[Problem], max_tokens: int, model: Path | str) -> None:
         """Raises UserError where a prompt and `max_tokens` are more than the engine's window: before anything is
         sampled, not in the step that draws it. A text has no more tokens than bytes: where the window is wide, few

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ class Selection:
         self._name, self._config, self._context = name, config, context
         self._seed = seed_of(context.recipe.seed, name, "attempt", attempt) if attempt else context.recipe.seed
         self._folder = context.folder(name)
-        weights = config.algorithm.domain_weights
-        named: dict[str, Iterable[str]] = {"domain_rewards": config.domain_rewards, "algorithm.domain_weights": weights}
-        context.refuse_unknown_domains(name, named, config.problems)
+        context.refuse_domain_settings(name, config)
         self._mixture = context.mixture(config.problems, name)
         if attempt:
             self._mixture = Mixture(self._mixture.parts, seed_of(self._seed, name))

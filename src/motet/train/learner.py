@@ -94,11 +94,9 @@ class Learner:
         self._optimizers = Optimizers(self._trained, inside, optimizer, self._masters)
         if self._keeping is not None:
             self._keeping.pending = self._pending
-            # a checkpoint's copy: what is stepped on and its moments, Muon's one or AdamW's two
-            for part in self._optimizers.parts:
-                own = [p for group in part.param_groups for p in group["params"]]
-                values = 3 if isinstance(part, torch.optim.AdamW) else 2
-                self._keeping.copies += values * sum(largest_part(p) * p.dtype.itemsize for p in own)
+            # a checkpoint's copy, of what is stepped on and its moments; and the moments that wait on the host
+            held = 1 + self._optimizers.moments.leaves
+            self._keeping.copies = sum(map(_bytes_of, self._trained.values())) + held * self._moments()
             if self._mesh is not None:
                 self._keeping.agree = lambda room: min(self.world.gather(room))
                 self._keeping.spread(self._spread(optimizer), self._mesh.shape.sp)
@@ -357,8 +355,15 @@ class Learner:
                 gradients += largest_part(own) * (own.dtype.itemsize - own.grad.dtype.itemsize)
         gradients += self._optimizers.moments.bytes_away
         there = any(part.state for part in self._optimizers.parts)
-        moments = 2 * sum(largest_part(own) * own.dtype.itemsize for own in self._trained.values())
-        return gradients, 0 if there else moments
+        return gradients, 0 if there else self._moments()
+
+    def _moments(self) -> int:
+        """Bytes of Muon's one and AdamW's two for each parameter."""
+        total = 0
+        for part in self._optimizers.parts:
+            own = [p for group in part.param_groups for p in group["params"]]
+            total += (2 if isinstance(part, torch.optim.AdamW) else 1) * sum(map(_bytes_of, own))
+        return total
 
     def _spread(self, optimizer: Optimizer) -> Training:
         """How the state lies on a mesh, for the prediction of memory."""
@@ -466,6 +471,11 @@ class Learner:
     def _export_adapter(self, folder: Path, config: Lora) -> None:
         own = {name: tensor.cpu() for name, tensor in self._whole_tensors() if ".lora_" in name}
         self.world.first(lambda: adapters.save_adapter(folder, config, str(self._path), own))
+
+
+def _bytes_of(own: torch.Tensor) -> int:
+    """Of the largest part that a process has."""
+    return largest_part(own) * own.dtype.itemsize
 
 
 def _described(batch: Batch) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from motet.base.errors import UserError
+from motet.base.errors import UserError, how_to_install
 from motet.base.recipe import Lora
 from motet.base.records import seed_of
 
@@ -86,7 +86,7 @@ def _peft_config(config: Lora) -> Any:
     try:
         from peft import LoraConfig
     except ImportError:
-        raise UserError("lora: adapters need the package peft; pip install 'motet[lora]'") from None
+        raise UserError(f"lora: adapters need the package peft; {how_to_install('lora')}") from None
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": targets}
     return LoraConfig(task_type="CAUSAL_LM", **settings)
