@@ -157,7 +157,7 @@ def test_a_problem_whose_worked_solution_is_judged_wrong_is_unusable() -> None:
     verdict = check_problem(problem(solution={"reasoning": "7 + 5", "answer": r"\boxed{13}"}))
     assert verdict is not None
     assert (verdict.kind, verdict.score) == ("invalid_problem", None)
-    assert "worked solution is judged incorrect" in verdict.detail
+    assert verdict.detail == "its worked solution is judged incorrect: its answer is '13'"
 
 
 def test_judging_imports_neither_torch_nor_computer_algebra_for_a_plain_number() -> None:

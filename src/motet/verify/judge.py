@@ -95,5 +95,6 @@ def check_problem(problem: Problem, settings: Settings | None = None) -> Verdict
         return None
     if verdict.kind == "infra_error":
         return verdict
-    detail = f"its worked solution is judged {verdict.kind}: {verdict.detail}"[:MAX_DETAIL]
+    why = verdict.detail or (f"its answer is {verdict.answer!r}" if verdict.answer is not None else "without a reason")
+    detail = f"its worked solution is judged {verdict.kind}: {why}"[:MAX_DETAIL]
     return Verdict("invalid_problem", None, verdict.answer, detail)
