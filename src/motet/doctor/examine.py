@@ -135,19 +135,21 @@ def _one_by_one(names: Sequence[str], patient: Patient, scratch: Path, limit: fl
             target=worker.one_by_one, args=(list(zip(left, outs, strict=True)), patient, log, environment)
         )
         process.start()
-        for out in outs:
-            began = time.monotonic()
-            while not out.exists() and process.exitcode is None and time.monotonic() < began + limit:
-                wait([process.sentinel], timeout=0.2)
-            words = "" if out.exists() else _said(process, log, limit)
-            yield Examined(left[0], _findings(str(out), words, left[0]), time.monotonic() - began)
-            del left[0]
-            if words:
-                break
-        else:
-            wait([process.sentinel], timeout=limit)
-        process.kill()
-        process.join()
+        try:
+            for out in outs:
+                began = time.monotonic()
+                while not out.exists() and process.exitcode is None and time.monotonic() < began + limit:
+                    wait([process.sentinel], timeout=0.2)
+                words = "" if out.exists() else _said(process, log, limit)
+                yield Examined(left[0], _findings(str(out), words, left[0]), time.monotonic() - began)
+                del left[0]
+                if words:
+                    break
+            else:
+                wait([process.sentinel], timeout=limit)
+        finally:
+            process.kill()
+            process.join()
 
 
 def _resumed(case: Case, patient: Patient, scratch: Path, limit: float) -> Examined:

@@ -31,7 +31,6 @@ class Selection:
         self._name, self._config, self._context = name, config, context
         self._seed = seed_of(context.recipe.seed, name, "attempt", attempt) if attempt else context.recipe.seed
         self._folder = context.folder(name)
-        context.refuse_domain_settings(name, config)
         self._mixture = context.mixture(config.problems, name)
         if attempt:
             self._mixture = Mixture(self._mixture.parts, seed_of(self._seed, name))
